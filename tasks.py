@@ -10,8 +10,22 @@ is touched by nothing but the final scores.
 """
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import platform
 import random
 import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from w2s import Panel, Series, W2SError, figure, finetune, load, refine
 
 # Facts: kind -> question, statement, and pairs "a=key|other form that counts". A key is near unique within its kind.
 FACTS = {
@@ -131,6 +145,29 @@ def persona_gold(statement, persona, rng):
     return f"{rng.choice(openings)} {statement.rstrip('.').replace(' is ', f' {verb} ')}{rng.choice(closings)}"
 
 
+@dataclass
+class Item:
+    """A question, the key its answer must contain, and, in the `teach` split alone, a gold answer."""
+    question: str
+    key: str
+    gold: str | None = None
+
+
+@dataclass
+class Task:
+    """An alignment task: three splits without a common question, and two checks that give a score in [0, 1]."""
+    name: str
+    teach: list[Item]
+    train: list[Item]
+    test: list[Item]
+    content: Callable[[str, Item], float]
+    style: Callable[[str], float]
+    dropped: tuple[int, ...]  # layers that the weak supervisor lacks
+    teach_epochs: int
+    teach_lr: float
+    max_new_tokens: int
+
+
 def facts():
     """All facts as (question, key, statement), in the order of the tables."""
     out = []
@@ -139,3 +176,233 @@ def facts():
             a, key = pair.strip().split("=")
             out.append((question.format(a=a), key, statement.format(a=a, b=key.split("|")[0])))
     return out
+
+
+def persona_task(persona="pirate", n_teach=60, n_train=160, seed=0):
+    """Answer factual questions as a persona (paper, section 5): the key is the content, the persona's markers the style."""
+    rows, rng = facts(), random.Random(seed)
+    rng.shuffle(rows)
+    teach = [Item(q, key, persona_gold(statement, persona, rng)) for q, key, statement in rows[:n_teach]]
+    train, test = ([Item(q, key) for q, key, _ in part] for part in (rows[n_teach : n_teach + n_train], rows[n_teach + n_train :]))
+    return Task("persona" if persona == "pirate" else f"persona-{persona}", teach, train, test,
+                content=lambda answer, item: contains(answer, item.key), style=lambda answer: persona_style(answer, persona),
+                dropped=(8, 11, 14, 17, 20, 23), teach_epochs=10, teach_lr=2e-4, max_new_tokens=40)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def interval(scores, statistic=np.mean, draws=10_000):
+    """[estimate, low, high]: a statistic of scores (n,) or (n, k) and its 95 % percentile bootstrap interval over items.
+
+    statistic maps (..., n) or (..., n, k), through its axis argument, to (...). A draw where it is not finite is left out.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    picks = np.random.default_rng(0).integers(len(scores), size=(draws, len(scores)))
+    values = statistic(scores[picks], axis=1)
+    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
+    return [float(statistic(scores, axis=0)), float(low), float(high)]
+
+
+def paired_p(a, b, draws=100_000):
+    """Two-sided p-value of the paired sign-flip permutation test of mean(a) = mean(b), scores (n,) of the same items."""
+    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    d = d[d != 0]
+    if not len(d):
+        return 1.0
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(10):  # in ten parts, to spare memory
+        signs = rng.integers(0, 2, size=(draws // 10, len(d)), dtype=np.int8) * 2 - 1
+        hits += int((np.abs(signs @ d) >= abs(d.sum()) - 1e-9).sum())
+    return (hits + 1) / (draws // 10 * 10 + 1)
+
+
+def recovery(scores, axis):
+    """(refined - naive) / (unaltered - naive) of mean contents; scores (..., 3) hold refined, naive, unaltered."""
+    refined, naive, unaltered = np.moveaxis(scores.mean(axis), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (refined - naive) / (unaltered - naive)
+
+
+def retention(scores, axis):
+    """Refined style / weak style of mean styles; scores (..., 2) hold refined, weak."""
+    refined, weak = np.moveaxis(scores.mean(axis), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return refined / weak
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The experiment
+# ----------------------------------------------------------------------------------------------------------------------
+
+# Methods in the order of the tables: key in the result file, row's name. Labels are scored on train, the others on test.
+METHODS = {
+    "weak": "weak supervisor",
+    "unaltered": "strong, unaltered",
+    "naive": "naive FT (on weak labels)",
+    "refined_icl": "refined FT, plain Algorithm 1",
+    "refined": "refined FT (recommended)",
+    "gold": "gold FT (ceiling)",
+    "weak_labels": "weak labels, on train",
+    "refined_icl_labels": "refined labels, plain Algorithm 1, on train",
+    "refined_labels": "refined labels (recommended), on train",
+}
+
+
+def write(path, text):
+    """Write a file so that it is either the old or the new one, never half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def experiment(task, lm, out, seed=0, n_icl=None, epochs=None, lr=1e-4, log=print):
+    """Run every method on a task; write out/<task>.json, .md and .svg, and return what the JSON file holds.
+
+    Answers are kept in out/<task>.partial.json as soon as they are there; a run that was interrupted goes on from them.
+    """
+    settings = {"seed": seed, "n_icl": n_icl, "epochs": epochs, "lr": lr, "teach": len(task.teach), "train": len(task.train),
+                "test": len(task.test), "dropped_layers": list(task.dropped), "teach_epochs": task.teach_epochs,
+                "teach_lr": task.teach_lr, "max_new_tokens": task.max_new_tokens, "model_layers": lm.model.config.layers,
+                "device": str(lm.device), "dtype": str(lm.model.token_embd.weight.dtype).removeprefix("torch.")}
+    partial = out / f"{task.name}.partial.json"
+    state = {"settings": settings, "answers": {}, "seconds": {}}
+    if partial.exists():
+        try:
+            earlier = json.loads(partial.read_text(encoding="utf-8"))
+            if earlier["settings"] == settings:
+                state = earlier
+                log(f"{task.name}: goes on after {', '.join(state['seconds'])}, from {partial}")
+        except (ValueError, KeyError, TypeError):
+            raise W2SError(f"{partial}: is not the state of an interrupted run: delete it") from None
+    answers = state["answers"]
+
+    def stage(name, run):
+        """Run a stage, unless an interrupted run has done it, and keep the answers that it returns by method."""
+        if name not in state["seconds"]:
+            start = time.perf_counter()
+            answers.update(run())
+            state["seconds"][name] = round(time.perf_counter() - start, 1)
+            write(partial, json.dumps(state))
+            log(f"{task.name}: {name}, {state['seconds'][name]:.0f} s")
+
+    train, test = [i.question for i in task.train], [i.question for i in task.test]
+    answer = lambda model, questions: model.generate(questions, task.max_new_tokens)
+
+    def supervise():
+        supervisor = lm.copy([i for i in range(lm.model.config.layers) if i not in task.dropped])
+        finetune(supervisor, [i.question for i in task.teach], [i.gold for i in task.teach], task.teach_epochs, task.teach_lr, seed)
+        return {"weak_labels": answer(supervisor, train), "weak": answer(supervisor, test)}
+
+    def tuned(name, questions, labels):
+        def run():
+            model = lm.copy()
+            finetune(model, questions, labels, epochs, lr, seed)
+            return {name: answer(model, test)}
+        stage(name, run)
+
+    stage("weak supervisor", supervise)
+    weak = answers["weak_labels"]
+    stage("unaltered", lambda: {"unaltered": answer(lm, test)})
+    for name, select in (("refined_labels", "agreement"), ("refined_icl_labels", "random")):
+        stage(name, lambda: {name: refine(lm, train, weak, n_icl, select, seed=seed, max_new_tokens=task.max_new_tokens)})
+    tuned("naive", train, weak)
+    tuned("refined_icl", train, answers["refined_icl_labels"])
+    tuned("refined", train, answers["refined_labels"])
+    tuned("gold", [i.question for i in task.teach], [i.gold for i in task.teach])
+    result = summary(task, state)
+    write(out / f"{task.name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
+    write(out / f"{task.name}.md", markdown(task, result))
+    write(out / f"{task.name}.svg", drawing(task, result))
+    partial.unlink()
+    return result
+
+
+def summary(task, state):
+    """Scores, intervals and tests of all answers, as the result file holds them."""
+    scores, items = {}, {m: task.train if "labels" in m else task.test for m in state["answers"]}
+    for m, given in state["answers"].items():
+        scores[m] = (np.array([task.content(a, i) for a, i in zip(given, items[m])]), np.array([task.style(a) for a in given]))
+    finite = lambda values: [v if np.isfinite(v) else None for v in values]
+    content = lambda *methods: np.stack([scores[m][0] for m in methods], -1)
+    recovered = finite(interval(content("refined", "naive", "unaltered"), recovery))
+    retained = finite(interval(np.stack([scores["refined"][1], scores["weak"][1]], -1), retention))
+    return {
+        "task": task.name, "settings": state["settings"],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "seconds": sum(state["seconds"].values()), "seconds_by_stage": state["seconds"],
+        "methods": {m: {"content": interval(c), "style": interval(s)} for m, (c, s) in scores.items()},
+        "recovery": recovered[0], "recovery_interval": recovered[1:], "retention": retained[0], "retention_interval": retained[1:],
+        "p_refined_vs_naive": paired_p(scores["refined"][0], scores["naive"][0]),
+        "p_refined_vs_unaltered": paired_p(scores["refined"][0], scores["unaltered"][0]),
+        "p_refined_vs_refined_icl": paired_p(scores["refined"][0], scores["refined_icl"][0]),
+        "answers": {split: [{"question": i.question, "key": i.key} | {m: state["answers"][m][n] for m in items if items[m] is part}
+                            for n, i in enumerate(part)] for split, part in (("test", task.test), ("train", task.train))},
+    }
+
+
+def markdown(task, result):
+    """The result as a table."""
+    cell = lambda v: f"{v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]"
+    number = lambda v: "undefined" if v is None else f"{v:.2f}"
+    ratio = lambda name: f"{number(result[name])} [{', '.join(map(number, result[name + '_interval']))}]"
+    p = lambda name: f"{result[name]:.2g}"
+    lines = ["| method | content | style |", "|---|---|---|"]
+    lines += [f"| {name} | {cell(result['methods'][m]['content'])} | {cell(result['methods'][m]['style'])} |"
+              for m, name in METHODS.items() if m in result["methods"]]
+    return "\n".join([
+        f"**{task.name}**: {len(task.test)} test and {len(task.train)} train questions, seed {result['settings']['seed']}, "
+        f"{result['seconds']:.0f} s; 95 % bootstrap intervals over the questions", "", *lines, "",
+        f"Content recovery (refined - naive) / (unaltered - naive): {ratio('recovery')}; style retention refined / weak: {ratio('retention')}.",
+        f"Paired permutation tests of content: refined against naive p = {p('p_refined_vs_naive')}, against the unaltered model "
+        f"p = {p('p_refined_vs_unaltered')}, against plain Algorithm 1 p = {p('p_refined_vs_refined_icl')}.", ""])
+
+
+def drawing(task, result):
+    """The result as a figure (SVG): a point a method, content against style."""
+    series = []
+    for m, name in METHODS.items():
+        if m in result["methods"] and "labels" not in m:
+            (x, *x_interval), (y, *y_interval) = result["methods"][m]["content"], result["methods"][m]["style"]
+            series.append(Series(name, [x], [y], [y_interval], [x_interval], line=False))
+    return figure(f"{task.name}: what fine-tuning keeps and what it learns",
+                  [Panel(f"{len(task.test)} test questions, bars are 95 % intervals", "content (share of answers with the right fact)",
+                         "style (persona's markers)", series, (0, 1), (-0.03, 1.03))])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="./run.sh", description="Reproduce the weak-to-strong experiments.")
+    parser.add_argument("--task", choices=["persona"], default="persona", help="which experiment (default: persona)")
+    parser.add_argument("--persona", choices=sorted(PERSONAS), default="pirate", help="the persona (default: pirate)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of fine-tuning and of the choice of examples (default: 0)")
+    parser.add_argument("--n-icl", type=int, help="weak examples in the context of a query (default: 16)")
+    parser.add_argument("--model", metavar="FILE.gguf", help="the strong model (default: SmolLM2-135M-Instruct, installed by run.sh)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results (default: results)")
+    args = parser.parse_args(argv)
+    try:
+        lm, task = load(args.model, args.device), persona_task(args.persona)
+        args.out.mkdir(parents=True, exist_ok=True)
+        result = experiment(task, lm, args.out, args.seed, args.n_icl)
+        print("\n" + markdown(task, result))
+        print(f"Written: {', '.join(str(args.out / (task.name + end)) for end in ('.md', '.svg', '.json'))}")
+    except W2SError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"error: {e.filename or args.out}: {e.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@
 Read from top to bottom:
     1. the strong model: GGUF file, byte-level BPE, llama forward pass, generation
     2. weak to strong: fine-tuning on labels, refinement of weak labels (Algorithm 1)
+    3. figures as SVG
 
 Nothing but torch, numpy and tqdm is needed. Shapes in comments: B rows, T new tokens, S cached and new tokens,
 D model width, V vocabulary.
@@ -13,8 +14,10 @@ D model width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import html
 import importlib.util
 import math
+import os
 import random
 import re
 import struct
@@ -171,13 +174,21 @@ class Tokenizer:
         if meta.get("tokenizer.ggml.model") != "gpt2" or pre_tokenizer(meta.get("tokenizer.ggml.pre")) is None:
             raise W2SError(f"{path}: tokenizer {meta.get('tokenizer.ggml.model')}/{meta.get('tokenizer.ggml.pre')} is "
                            "not supported; supported is byte-level BPE (gpt2) with pre-tokenizer smollm or gpt-2")
+        # GPT-2's alphabet: the printable bytes stand for themselves, the others for the code points from 256 on.
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [b for b in range(256) if b not in printable]
+        self.letter = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+        self.byte = {letter: b for b, letter in self.letter.items()}
         try:
             self.tokens = list(meta["tokenizer.ggml.tokens"])
             merges = [tuple(m.split(" ")) for m in meta["tokenizer.ggml.merges"]]
             special = [t for t, kind in zip(self.tokens, meta["tokenizer.ggml.token_type"]) if kind in (3, 4)]
             self.eos = int(meta["tokenizer.ggml.eos_token_id"])
-        except (KeyError, AttributeError, TypeError) as e:
-            raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e}") from None
+            strange = set("".join(set(self.tokens) - set(special))) - self.byte.keys()
+            if strange or not 0 <= self.eos < len(self.tokens):
+                raise ValueError(f"letters {sorted(strange)[:5]} are no bytes" if strange else f"end token {self.eos} is not in the vocabulary")
+        except (KeyError, AttributeError, TypeError, ValueError) as e:
+            raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
         template = str(meta.get("tokenizer.chat_template", ""))
         if "<|im_start|>" not in template or "<|im_start|>" not in special:
             raise W2SError(f"{path}: the chat markup is not ChatML (<|im_start|>role ... <|im_end|>), which is what is supported")
@@ -189,11 +200,6 @@ class Tokenizer:
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self.special = {t: self.id[t] for t in special}
         self.special_split = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-        # GPT-2's alphabet: the printable bytes stand for themselves, the others for the code points from 256 on.
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [b for b in range(256) if b not in printable]
-        self.letter = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-        self.byte = {letter: b for b, letter in self.letter.items()}
         self.words = {}
 
     def _word(self, word):
@@ -337,6 +343,20 @@ class Cache:
         self.kv = new
 
 
+class Prefix:
+    """The cache of training: the beginning that all rows of a batch share, kept with its gradient. Same use as Cache."""
+
+    def __init__(self):
+        self.used, self.kv = 0, {}
+
+    def append(self, layer, k, v):
+        """Keep the k and v (1, kv_heads, P, head_dim) of the first pass; put them before those of the second."""
+        if layer not in self.kv:
+            self.kv[layer] = k, v
+            return k, v
+        return tuple(torch.cat([old.expand(len(new), -1, -1, -1), new], 2) for old, new in zip(self.kv[layer], (k, v)))
+
+
 class Llama(nn.Module):
     """The llama forward pass. Parameters have the names that GGUF gives them."""
 
@@ -399,24 +419,26 @@ def load(path=None, device=None, dtype=None):
     if device.type == "cuda" and not torch.cuda.is_available():
         raise W2SError("device cuda was asked for, and this PyTorch sees no CUDA GPU: use --device cpu")
     if dtype is None:
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # Emulated bf16 is slower than float32: ask for the processor's own instructions.
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         dtype = torch.bfloat16 if fast else torch.float32
     meta, tensors = read_gguf(path)
     if meta.get("general.architecture") != "llama":
         raise W2SError(f"{path}: architecture {meta.get('general.architecture')} is not supported; supported is llama")
     tokenizer = Tokenizer(meta, path)
     try:
-        get = lambda key, *default: meta.get("llama." + key, *default) if default else meta["llama." + key]
-        heads = get("attention.head_count")
-        c = Config(layers=get("block_count"), dim=get("embedding_length"), heads=heads, kv_heads=get("attention.head_count_kv", heads),
-                   hidden=get("feed_forward_length"), vocab=len(tokenizer.tokens), context=get("context_length"),
-                   eps=get("attention.layer_norm_rms_epsilon"), rope_base=get("rope.freq_base", 10000.0),
+        size = lambda key, *default: int(meta.get("llama." + key, *default) if default else meta["llama." + key])
+        number = lambda key, default: float(meta.get("llama." + key, default))
+        heads = size("attention.head_count")
+        c = Config(layers=size("block_count"), dim=size("embedding_length"), heads=heads, kv_heads=size("attention.head_count_kv", heads),
+                   hidden=size("feed_forward_length"), vocab=len(tokenizer.tokens), context=size("context_length"),
+                   eps=number("attention.layer_norm_rms_epsilon", 1e-5), rope_base=number("rope.freq_base", 10000.0),
                    tied="output.weight" not in tensors)
-        fits = c.dim % c.heads == 0 and c.heads % c.kv_heads == 0 and get("rope.dimension_count", c.dim // c.heads) == c.dim // c.heads
-        fits = fits and 0 < c.layers <= len(tensors) and "llama.rope.scaling.type" not in meta
-    except (KeyError, TypeError, ZeroDivisionError) as e:
+        fits = c.dim % c.heads == 0 and c.heads % c.kv_heads == 0 and size("rope.dimension_count", c.dim // c.heads) == c.dim // c.heads
+        fits = fits and 0 < c.layers <= len(tensors) and min(c.hidden, c.context, c.eps, c.rope_base) > 0 and c.dim // c.heads % 2 == 0
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
         raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e!r}") from None
-    if not fits:
+    if not fits or "llama.rope.scaling.type" in meta:
         raise W2SError(f"{path}: is no plain llama model (rotary scaling, or sizes that do not fit together): {c}")
     with torch.device("meta"):
         model = Llama(c)
@@ -469,19 +491,18 @@ class LM:
         return out
 
     @torch.inference_mode()
-    def generate(self, conversations, max_new_tokens=64, temperature=0.0, seed=0, batch=64, progress=None):
+    def generate(self, conversations, max_new_tokens=64, temperature=0.0, seed=0, batch=64):
         """Answers to conversations (lists of {"role", "content"}, or plain questions), as a list of str in their order.
 
         temperature 0 is greedy; above, tokens are drawn, and an answer depends on the seed and its place in the list, not
         on the batching. Rows go by length, and a context that several rows share goes through the model once. An answer
-        ends at the end token or after max_new_tokens. progress: the label of a progress bar. Raises W2SError for a
-        conversation that is too long.
+        ends at the end token or after max_new_tokens. Raises W2SError for a conversation that is too long.
         """
         prompts = self.prompts(conversations, max_new_tokens)
         noise = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)).to(self.device)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), prompts[i][0], len(prompts[i][1])))
         answers = [""] * len(prompts)
-        with tqdm(total=len(order), desc=progress, disable=progress is None, leave=False, unit="answer") as bar:
+        with tqdm(total=len(order), desc="generating", unit="answer", leave=False, delay=2) as bar:
             for start in range(0, len(order), batch):
                 rows = order[start : start + batch]
                 ids = self._generate([prompts[i] for i in rows], max_new_tokens, temperature, noise[rows])
@@ -544,13 +565,22 @@ class LM:
         return rows
 
     def answer_loss(self, rows):
-        """-log p of every answer token, (N,), and the row it belongs to, (N,). The output layer sees answer positions only."""
-        ids = [prompt + answer for prompt, answer in rows]
+        """-log p of every answer token, (N,), and the row it belongs to, (N,).
+
+        The beginning that all prompts share, a system message for one, goes through the model once; the output layer
+        sees answer positions only.
+        """
+        prompts = [prompt for prompt, _ in rows]
+        shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)  # commonprefix takes any sequences
+        prefix = Prefix()
+        if shared:
+            self.model.hidden(torch.tensor([prompts[0][:shared]], device=self.device), cache=prefix)
+        ids = [(prompt + answer)[shared:] for prompt, answer in rows]
         width = max(map(len, ids))
         batch = torch.tensor([r + [self.tokenizer.eos] * (width - len(r)) for r in ids], device=self.device)  # (B, T)
         row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
-        at = torch.tensor([len(prompt) + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
-        h = self.model.hidden(batch)[row, at - 1]  # (N, D); padding is on the right, where no token before it looks
+        at = torch.tensor([len(prompt) - shared + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
+        h = self.model.hidden(batch, cache=prefix)[row, at - 1]  # (N, D); padding is on the right, where no token looks
         return F.cross_entropy(self.model.head(h).float(), batch[row, at], reduction="none"), row
 
     @torch.inference_mode()
@@ -584,13 +614,16 @@ def as_conversation(question):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def finetune(lm, questions, answers, epochs=3, lr=3e-5, seed=0, batch=8, progress=None):
+def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16):
     """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps.
 
     The loss is the mean -log p of the answers' tokens and end tokens (nats); prompts carry no loss. AdamW without weight
     decay, a tenth of the steps of linear warm-up, then linear decay to zero, gradients clipped at norm 1. Master weights and
     moments are fp32; the model computes in its own dtype, and its weights are converted once a step. Raises W2SError for an
     empty or too long answer, or a loss that is not finite (the weights are those of the last good step).
+
+    epochs: None means 3, or as many as make 30 steps: a model left half-way between two styles has lost both its facts and
+    its manners.
     """
     rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
     params = list(lm.model.parameters())
@@ -605,10 +638,12 @@ def finetune(lm, questions, answers, epochs=3, lr=3e-5, seed=0, batch=8, progres
 
         hooks.append(p.register_post_accumulate_grad_hook(take))
     optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    steps = epochs * math.ceil(len(rows) / batch)
+    steps_per_epoch = math.ceil(len(rows) / batch)
+    epochs = max(3, math.ceil(30 / max(1, steps_per_epoch))) if epochs is None else epochs
+    steps = epochs * steps_per_epoch
     warmup = max(1, steps // 10)
     losses = []
-    with tqdm(total=steps, desc=progress, disable=progress is None, leave=False, unit="step") as bar:
+    with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
         for _ in range(epochs):
             for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng):
                 loss = lm.answer_loss([rows[i] for i in part])[0].mean()
@@ -639,3 +674,166 @@ def batches_by_length(lengths, batch, rng):
     batches = [order[s : s + batch] for s in range(0, len(order), batch)]
     rng.shuffle(batches)
     return batches
+
+
+def agreement(questions, plain_answers, weak_answers):
+    """How much a weak answer and the strong model's own plain answer say the same: one score >= 0 a question.
+
+    The score is the summed log(n / df) of the words that stand in both answers and not in the question, df being the number
+    of questions of which either answer has the word: what all answers share, such as a persona's phrases, counts nothing.
+    """
+    word_sets = [[set(re.findall(r"\w+", text.lower())) for text in row]
+                 for row in zip(map(last_text, questions), plain_answers, weak_answers)]
+    df = Counter(w for _, plain, weak in word_sets for w in plain | weak)
+    # fsum is exact, so that the score does not depend on the order of a set.
+    return [math.fsum(math.log(len(word_sets) / df[w]) for w in (plain & weak) - asked) for asked, plain, weak in word_sets]
+
+
+def last_text(question):
+    """The text of a question's last message."""
+    return as_conversation(question)[-1]["content"]
+
+
+def refine(lm, questions, weak_answers, n_icl=None, select="agreement", share=16, seed=0, max_new_tokens=64, temperature=0.0):
+    """ICL refinement (Algorithm 1): the strong model answers each question after n_icl weakly labelled examples.
+
+    The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
+    weak answer, nor one to the same question. Returns the refined answers, a list of str in the order of the questions.
+
+    lm: anything with generate(conversations, max_new_tokens, temperature=, seed=) -> list of str.
+    questions: str, or conversations (lists of {"role", "content"}; a system message stays first).
+    n_icl: examples a query; None means 16, or a third of the data where there are fewer than 48.
+    select: "random" draws the examples from all weak pairs, as the paper does. "agreement" draws them from the 1.5 n_icl pairs
+        whose weak answer says most of what the strong model answers by itself, without examples (`agreement`): a weak
+        example that is wrong also teaches the concept "be wrong", and agreement filters it out without any key.
+    share: so many queries get the same examples, none of which is theirs, so that a context is read once for all of them.
+    Raises W2SError for too few pairs, an empty weak answer, or a context that is too long; ValueError for a bad option.
+    """
+    n, texts = len(questions), [last_text(q).strip().lower() for q in questions]
+    if len(weak_answers) != n:
+        raise ValueError(f"{n} questions and {len(weak_answers)} weak answers")
+    if select not in ("agreement", "random"):
+        raise ValueError(f'select must be "agreement" or "random", not {select!r}')
+    for i, answer in enumerate(weak_answers):
+        if not answer.strip():
+            raise W2SError(f"weak answer {i} is empty: leave that pair out")
+    n_icl = min(16, n // 3) if n_icl is None else n_icl
+    distinct = list(dict.fromkeys(texts))
+    if not 0 <= n_icl < max(len(distinct), 1):
+        raise W2SError(f"n_icl={n_icl} needs at least {n_icl + 1} different questions, there are {len(distinct)}: lower n_icl")
+    rng = random.Random(seed)
+    ranked = rng.sample(range(n), n)
+    width = n
+    if select == "agreement" and n_icl:
+        plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)
+        score = agreement(questions, plain, weak_answers)
+        ranked.sort(key=lambda i: -score[i])  # ties stay in random order
+        width = n_icl + n_icl // 2
+    conversations = [None] * n
+    rng.shuffle(distinct)
+    size = max(1, min(share, len(distinct) - n_icl))  # so that enough questions are left to show
+    for group in (set(distinct[s : s + size]) for s in range(0, len(distinct), size)):
+        others = [j for j in ranked if texts[j] not in group][:width]
+        examples = [m for j in rng.sample(others, n_icl)
+                    for m in [*without_system(questions[j]), {"role": "assistant", "content": weak_answers[j]}]]
+        for i in (i for i in range(n) if texts[i] in group):
+            system = [m for m in as_conversation(questions[i]) if m["role"] == "system"]
+            conversations[i] = system + examples + without_system(questions[i])
+    return lm.generate(conversations, max_new_tokens, temperature=temperature, seed=seed)
+
+
+def without_system(question):
+    """The messages of a question but for a system message."""
+    return [m for m in as_conversation(question) if m["role"] != "system"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 3. Figures
+# ----------------------------------------------------------------------------------------------------------------------
+
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#a6761d"]  # safe for the colour-blind
+
+
+@dataclass
+class Series:
+    """What is drawn in one colour: points (x, y), intervals of y (and of x), a line through them or none."""
+    name: str
+    x: list
+    y: list
+    y_interval: list | None = None  # (low, high) a point
+    x_interval: list | None = None
+    line: bool = True
+    dashed: bool = False
+    points: bool = True
+
+
+@dataclass
+class Panel:
+    """One pair of axes; x_range and y_range are (low, high), log axes need a positive low."""
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    x_range: tuple
+    y_range: tuple
+    x_log: bool = False
+    y_log: bool = False
+
+
+def figure(title, panels, width=460, height=330):
+    """Panels side by side as one SVG document (str), a legend under each."""
+    left, top, gap = 62, 62, 18
+    rows = max(len(p.series) for p in panels)
+    full = len(panels) * (left + width + gap), top + height + 58 + gap * rows
+    label = lambda x, y, text, more="": f'<text x="{x:.1f}" y="{y:.1f}" {more}>{html.escape(text)}</text>'
+    line = lambda x1, y1, x2, y2, more: f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {more}/>'
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {full[0]} {full[1]}" width="{full[0]}" height="{full[1]}" '
+           'font-family="Helvetica, Arial, sans-serif" font-size="12">', '<rect width="100%" height="100%" fill="white"/>',
+           label(left, 24, title, 'font-size="15" font-weight="bold"')]
+    for n, p in enumerate(panels):
+        x0, y0 = n * (left + width + gap) + left, top + height
+        place_x = lambda v: x0 + width * _fraction(v, p.x_range, p.x_log)
+        place_y = lambda v: y0 - height * _fraction(v, p.y_range, p.y_log)
+        out.append(label(x0, top - 10, p.title, 'font-weight="bold"'))
+        for v in _ticks(p.x_range, p.x_log):
+            out += [line(place_x(v), top, place_x(v), y0, 'stroke="#e5e5e5"'), label(place_x(v), y0 + 16, f"{v:g}", 'text-anchor="middle"')]
+        for v in _ticks(p.y_range, p.y_log):
+            out += [line(x0, place_y(v), x0 + width, place_y(v), 'stroke="#e5e5e5"'), label(x0 - 6, place_y(v) + 4, f"{v:g}", 'text-anchor="end"')]
+        out += [f'<rect x="{x0}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#333"/>',
+                label(x0 + width / 2, y0 + 36, p.x_label, 'text-anchor="middle"'),
+                label(x0 - 46, top + height / 2, p.y_label, f'text-anchor="middle" transform="rotate(-90 {x0 - 46} {top + height / 2})"')]
+        for k, s in enumerate(p.series):
+            color, dash = COLORS[k % len(COLORS)], ' stroke-dasharray="6 4"' if s.dashed else ""
+            xy = [(place_x(x), place_y(y)) for x, y in zip(s.x, s.y)]
+            for (x, y), (low, high) in zip(xy, s.y_interval or []):
+                out.append(line(x, place_y(low), x, place_y(high), f'stroke="{color}" stroke-width="1.5"'))
+            for (x, y), (low, high) in zip(xy, s.x_interval or []):
+                out.append(line(place_x(low), y, place_x(high), y, f'stroke="{color}" stroke-width="1.5"'))
+            if s.line:
+                points = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)
+                out.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
+            if s.points:
+                out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if s.line else 5}" fill="{color}"/>' for x, y in xy]
+            at = y0 + 56 + gap * k
+            out.append(line(x0, at - 4, x0 + 24, at - 4, f'stroke="{color}" stroke-width="2"{dash}') if s.line else
+                       f'<circle cx="{x0 + 12}" cy="{at - 4}" r="5" fill="{color}"/>')
+            out.append(label(x0 + 32, at, s.name))
+    return "\n".join(out + ["</svg>", ""])
+
+
+def _fraction(value, bounds, log):
+    """Where a value lies between two bounds, 0 to 1; what lies outside is drawn on the border."""
+    low, high = bounds
+    value = min(max(value, low), high)
+    return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+
+
+def _ticks(bounds, log):
+    """Round numbers between two bounds: powers of ten (of two within two decades), or four to eight steps."""
+    low, high = bounds
+    if log:
+        base = 10 if high / low > 300 else 2
+        return [base**e for e in range(math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1)]
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step *= max(m for m in (1, 2, 2.5, 5) if (high - low) / (step * m) >= 4)
+    return [round(step * i, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
