@@ -306,8 +306,11 @@ def experiment(task, lm, out, seed=0, n_icl=None, epochs=None, lr=1e-4, log=prin
     stage("weak supervisor", supervise)
     weak = answers["weak_labels"]
     stage("unaltered", lambda: {"unaltered": answer(lm, test)})
-    for name, select in (("refined_labels", "agreement"), ("refined_icl_labels", "random")):
-        stage(name, lambda: {name: refine(lm, train, weak, n_icl, select, seed=seed, max_new_tokens=task.max_new_tokens)})
+    def refined(name, **options):
+        stage(name, lambda: {name: refine(lm, train, weak, seed=seed, max_new_tokens=task.max_new_tokens, **options)})
+
+    refined("refined_labels", n_icl=n_icl)
+    refined("refined_icl_labels", n_icl=4, select="random", draws=1)
     tuned("naive", train, weak)
     tuned("refined_icl", train, answers["refined_icl_labels"])
     tuned("refined", train, answers["refined_labels"])

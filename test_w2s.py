@@ -339,7 +339,8 @@ def test_refine_never_shows_a_query_its_own_weak_answer(select, n_icl):
     client = Client()
     refined = w2s.refine(client, NUMBERS, WEAK, n_icl=n_icl, select=select)
     assert refined == [f"plain {i}" for i in range(100, 160)]  # in the order of the questions
-    for q, weak, conversation in zip(NUMBERS, WEAK, client.calls[-1]):
+    assert len(client.calls[-1]) == 3 * 60  # three draws
+    for q, conversation in zip(NUMBERS * 3, client.calls[-1]):
         assert len(conversation) == 2 * (16 if n_icl is None else n_icl) + 1
         assert conversation[-1] == {"role": "user", "content": q}
         shown = list(zip(conversation[0:-1:2], conversation[1:-1:2]))
@@ -354,10 +355,21 @@ def test_agreement_finds_the_weak_answers_that_are_right():
     score = w2s.agreement(questions, plain, WEAK)
     assert [s > 0 for s in score] == [i % 2 == 0 for i in range(100, 160)]  # "be", "it", "arrr" and "answer" count nothing
     client = Client()
-    client.generate = lambda conversations, *_, calls=client.calls, **__: calls.append(conversations) or plain
+    client.generate = lambda conversations, *_, calls=client.calls, **__: calls.append(conversations) or plain * (len(conversations) // 60)
     w2s.refine(client, NUMBERS, WEAK, n_icl=8)
     shown = {m["content"] for c in client.calls[-1] for m in c if m["role"] == "assistant"}
     assert shown <= {w for w, s in zip(WEAK, score) if s > 0}
+
+
+def test_of_several_draws_the_one_that_agrees_is_returned():
+    class Fickle(Client):
+        def generate(self, conversations, *_, **__):
+            self.calls.append(conversations)
+            right = [f"plain {re.search('[0-9]+', c[-1]['content'])[0]}" for c in conversations]
+            return [r if len(self.calls) == 1 or i // 60 != i % 3 else f"odd {i}" for i, r in enumerate(right)]  # one draw in three is off
+
+    assert w2s.refine(Fickle(), NUMBERS, WEAK) == [f"plain {i}" for i in range(100, 160)]
+    assert w2s.refine(Fickle(), NUMBERS, WEAK, draws=1) != [f"plain {i}" for i in range(100, 160)]
 
 
 def test_refine_keeps_system_messages_and_hides_twins():
@@ -379,6 +391,8 @@ def test_refine_refuses_what_cannot_be():
         w2s.refine(Client(), ["same 1"] * 3, ["a", "b", "c"], n_icl=1)
     with pytest.raises(w2s.W2SError, match="weak answer 1 is empty"):
         w2s.refine(Client(), NUMBERS[:2], ["a", ""])
+    with pytest.raises(ValueError, match="draws"):
+        w2s.refine(Client(), NUMBERS, WEAK, draws=0)
     with pytest.raises(ValueError, match="select"):
         w2s.refine(Client(), NUMBERS, WEAK, select="best")
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import html
 import importlib.util
+import itertools
 import math
 import os
 import random
@@ -300,16 +301,20 @@ class Block(nn.Module):
         self.ffn_gate, self.ffn_up = nn.Linear(c.dim, c.hidden, bias=False), nn.Linear(c.dim, c.hidden, bias=False)
         self.ffn_down = nn.Linear(c.hidden, c.dim, bias=False)
 
-    def forward(self, x, rope, mask, cache, layer):
+    def forward(self, x, layer, rope, mask, context, cache, keep):
         B, T, D = x.shape
         h = self.attn_norm(x)
         q, k, v = (f(h).view(B, T, -1, self.head_dim).transpose(1, 2) for f in (self.attn_q, self.attn_k, self.attn_v))
         q, k = rotate(q, rope), rotate(k, rope)  # (B, heads, T, head_dim), (B, kv_heads, T, head_dim)
+        if keep is not None:
+            keep.append((k, v.contiguous()))
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, kv_heads, S, head_dim)
-        # The queries that share a key head are folded into the token axis, so that no key is copied.
+        # The queries that share a key head are folded into the token axis, so that no key is copied. Plain products beat
+        # PyTorch's fused attention on a CPU's short rows, the backward pass fivefold.
         q = q.reshape(B, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5  # (B, kv_heads, heads/kv_heads * T, head_dim)
-        a = (q @ k.transpose(-1, -2) + mask).softmax(-1) @ v  # on two cores and short rows, faster than PyTorch's fused attention
+        scores = q @ k.mT + mask
+        a = scores.softmax(-1) @ v if context is None else context.attend(layer, q, scores, v)
         x = x + self.attn_output(a.reshape(B, -1, T, self.head_dim).transpose(1, 2).reshape(B, T, D))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -343,18 +348,29 @@ class Cache:
         self.kv = new
 
 
-class Prefix:
-    """The cache of training: the beginning that all rows of a batch share, kept with its gradient. Same use as Cache."""
+class Context:
+    """What rows have read before their own tokens: U contexts of up to C tokens, each followed by G rows, B = U G.
 
-    def __init__(self):
-        self.used, self.kv = 0, {}
+    kv: a layer's keys and values, (U, kv_heads, C, head_dim) each, as `Llama.hidden` keeps them; valid (U, C) bool.
+    A context is computed once and read once for its G rows, in training (with its gradient) and in generation alike.
+    """
 
-    def append(self, layer, k, v):
-        """Keep the k and v (1, kv_heads, P, head_dim) of the first pass; put them before those of the second."""
-        if layer not in self.kv:
-            self.kv[layer] = k, v
-            return k, v
-        return tuple(torch.cat([old.expand(len(new), -1, -1, -1), new], 2) for old, new in zip(self.kv[layer], (k, v)))
+    def __init__(self, kv, valid):
+        self.kv, self.valid = kv, valid
+        self.mask = torch.zeros(valid.shape, dtype=kv[0][0].dtype, device=valid.device).masked_fill(~valid, -math.inf)[:, None, None]
+
+    def attend(self, layer, q, scores, v):
+        """Attention of q (B, H, M, head_dim) to its context and, by scores (B, H, M, S), to its own values v (B, H, S, head_dim)."""
+        k0, v0 = self.kv[layer]
+        (U, H, C, _), (B, _, M, _) = k0.shape, q.shape
+        group = lambda t: t.reshape(U, B // U, H, M, -1).transpose(1, 2).reshape(U, H, B // U * M, -1)
+        ungroup = lambda t: t.reshape(U, H, B // U, M, -1).transpose(1, 2).reshape(B, H, M, -1)
+        p = torch.cat([ungroup(group(q) @ k0.mT + self.mask), scores], -1).softmax(-1)  # (B, H, M, C + S)
+        return ungroup(group(p[..., :C]) @ v0) + p[..., C:] @ v
+
+    def select(self, contexts):
+        """The contexts with these numbers."""
+        return Context([(k[contexts], v[contexts]) for k, v in self.kv], self.valid[contexts])
 
 
 class Llama(nn.Module):
@@ -369,10 +385,11 @@ class Llama(nn.Module):
         if not c.tied:
             self.output = nn.Linear(c.dim, c.vocab, bias=False)
 
-    def hidden(self, ids, valid=None, cache=None):
+    def hidden(self, ids, valid=None, context=None, cache=None, keep=None):
         """Last hidden states (B, T, D) of ids (B, T).
 
-        With a cache, ids continue it. valid (B, S) bool marks the tokens that are not padding, the cached ones first.
+        They follow a Context and what a Cache holds, if given. valid (B, S) bool marks the tokens that are not padding, the
+        cached ones first. keep: a list that gets each layer's keys and values, to make a Context of.
         """
         c, (B, T) = self.config, ids.shape
         S = T + (cache.used if cache else 0)
@@ -382,6 +399,8 @@ class Llama(nn.Module):
         if valid is not None:
             positions = (valid.cumsum(1) - 1)[:, S - T :]
             mask = mask & valid[:, None, None] | (at == at[S - T :, None])  # padding sees itself: a row of none gives NaN
+        if context is not None:
+            positions = positions + context.valid.sum(1).repeat_interleave(B // len(context.valid))[:, None]
         x = self.token_embd(ids)  # (B, T, D)
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)  # added to the scores
         mask = mask.repeat(1, 1, c.heads // c.kv_heads, 1)  # (B or 1, 1, heads/kv_heads * T, S)
@@ -389,8 +408,8 @@ class Llama(nn.Module):
         freq = c.rope_base ** (-torch.arange(half, device=ids.device, dtype=torch.float32) / half)
         angle = positions[:, None, :, None] * freq  # (B or 1, 1, T, head_dim/2)
         rope = angle.cos(), angle.sin()
-        for i, block in enumerate(self.blk):
-            x = block(x, rope, mask, cache, i)
+        for layer, block in enumerate(self.blk):
+            x = block(x, layer, rope, mask, context, cache, keep)
         if cache is not None:
             cache.used = S
         return self.output_norm(x)
@@ -503,50 +522,75 @@ class LM:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), prompts[i][0], len(prompts[i][1])))
         answers = [""] * len(prompts)
         with tqdm(total=len(order), desc="generating", unit="answer", leave=False, delay=2) as bar:
-            for start in range(0, len(order), batch):
-                rows = order[start : start + batch]
+            for rows in self._batches(order, prompts, batch):
                 ids = self._generate([prompts[i] for i in rows], max_new_tokens, temperature, noise[rows])
                 for i, answer in zip(rows, ids):
                     answers[i] = self.tokenizer.decode(answer)
                 bar.update(len(rows))
         return answers
 
+    @staticmethod
+    def _batches(order, prompts, batch, most_tokens=8192):
+        """Cut an order of prompts into batches whose grid of contexts times rows has at most `batch` cells."""
+        part, contexts, rows = [], 0, 0  # of the batch at hand: its rows, its contexts, the rows of the fullest one
+        for context, group in itertools.groupby(order, key=lambda i: prompts[i][0]):
+            group = list(group)
+            for chunk in (group[s : s + batch] for s in range(0, len(group), batch)):
+                cells = (contexts + 1) * max(rows, len(chunk))
+                if part and (cells > batch or (contexts + 1) * len(context) > most_tokens):
+                    yield part
+                    part, contexts, rows = [], 0, 0
+                part, contexts, rows = part + chunk, contexts + 1, max(rows, len(chunk))
+        if part:
+            yield part
+
     def _generate(self, prompts, max_new_tokens, temperature, noise):
-        """New token ids, a list a row, of one batch of (context, turn) ids; noise (B, max_new_tokens) in [0, 1)."""
+        """New token ids, a list a row, of one batch of (context, turn) ids; noise (B, max_new_tokens) in [0, 1).
+
+        Rows lie in a grid, contexts times rows of a context; a context with fewer rows is filled up with copies of its last.
+        """
         model, device = self.model, self.device
-        contexts = list(dict.fromkeys(tuple(context) for context, _ in prompts))
-        row_context = torch.tensor([contexts.index(tuple(context)) for context, _ in prompts], device=device)
-        ids, valid = left_pad(contexts, device)
-        turn, turn_valid = left_pad([turn for _, turn in prompts], device)
-        cache = Cache(model.config, len(contexts), ids.shape[1] + turn.shape[1] + max_new_tokens, model.token_embd.weight)
+        groups = {}
+        for i, (ids, _) in enumerate(prompts):
+            groups.setdefault(tuple(ids), []).append(i)
+        ids, valid = left_pad(groups, device)
+        groups, context, keep = list(groups.values()), None, []
         if ids.shape[1]:
-            model.hidden(ids, valid, cache)
-        cache.select(row_context)
-        valid = torch.cat([valid[row_context], turn_valid], 1)
-        h = model.hidden(turn, valid, cache)[:, -1]  # (B, D)
+            model.hidden(ids, valid, keep=keep)
+            context = Context(keep, valid)
+        cells, real = fill_grid(groups)
+        ids, valid = left_pad([prompts[i][1] for i in cells], device)
+        cache = Cache(model.config, len(cells), ids.shape[1] + max_new_tokens, model.token_embd.weight)
+        h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
         ends = torch.zeros(model.config.vocab, dtype=torch.bool, device=device)
         ends[list(self.tokenizer.special.values())] = True  # any control token ends an answer
         out = torch.full((len(prompts), max_new_tokens), self.tokenizer.eos, device=device)
-        alive, done = torch.arange(len(prompts), device=device), torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        rows, real = torch.tensor(cells, device=device), torch.tensor(real, device=device)
         for step in range(max_new_tokens):
             logits = model.head(h).float()  # (B, V)
             if temperature > 0:  # the inverse of the distribution function at a uniform number drawn beforehand
                 mass = (logits / temperature).softmax(-1).cumsum(-1)
-                new = torch.searchsorted(mass, noise[alive, step, None] * mass[:, -1:]).squeeze(1).clamp(max=logits.shape[1] - 1)
+                new = torch.searchsorted(mass, noise[rows, step, None] * mass[:, -1:]).squeeze(1).clamp(max=logits.shape[1] - 1)
             else:
                 new = logits.argmax(-1)
-            out[alive, step] = new
-            done |= ends[new]
-            if step % 4 == 3 and done.any():  # finished rows leave the batch
-                keep = (~done).nonzero().squeeze(1)
-                if not len(keep):
+            out[rows[real], step] = new[real]
+            if step % 4 == 3:  # finished rows leave the grid
+                done = ends[out[:, : step + 1]].any(1).tolist()
+                left = [[i for i in group if not done[i]] for group in groups]
+                kept = [u for u, group in enumerate(left) if group]
+                if not kept:
                     break
-                if len(keep) <= 0.8 * len(alive):
-                    alive, valid, new, done = alive[keep], valid[keep], new[keep], done[keep]
-                    cache.select(keep)
+                if len(kept) * max(map(len, left)) <= 0.8 * len(cells):
+                    place = {i: at for at, i in reversed(list(enumerate(cells)))}  # a row's first cell is the real one
+                    groups = [left[u] for u in kept]
+                    cells, real = fill_grid(groups)
+                    at = torch.tensor([place[i] for i in cells], device=device)
+                    rows, real = torch.tensor(cells, device=device), torch.tensor(real, device=device)
+                    valid, new, context = valid[at], new[at], context and context.select(kept)
+                    cache.select(at)
             if step + 1 < max_new_tokens:
                 valid = F.pad(valid, (0, 1), value=True)
-                h = model.hidden(new[:, None], valid, cache)[:, -1]
+                h = model.hidden(new[:, None], valid, context, cache)[:, -1]
         ends = ends.tolist()
         return [row[: next((t for t, i in enumerate(row) if ends[i]), len(row))] for row in out.tolist()]
 
@@ -572,15 +616,17 @@ class LM:
         """
         prompts = [prompt for prompt, _ in rows]
         shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)  # commonprefix takes any sequences
-        prefix = Prefix()
+        context, keep = None, []
         if shared:
-            self.model.hidden(torch.tensor([prompts[0][:shared]], device=self.device), cache=prefix)
+            ids = torch.tensor([prompts[0][:shared]], device=self.device)
+            self.model.hidden(ids, keep=keep)
+            context = Context(keep, torch.ones_like(ids, dtype=torch.bool))
         ids = [(prompt + answer)[shared:] for prompt, answer in rows]
         width = max(map(len, ids))
         batch = torch.tensor([r + [self.tokenizer.eos] * (width - len(r)) for r in ids], device=self.device)  # (B, T)
         row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
         at = torch.tensor([len(prompt) - shared + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
-        h = self.model.hidden(batch, cache=prefix)[row, at - 1]  # (N, D); padding is on the right, where no token looks
+        h = self.model.hidden(batch, context=context)[row, at - 1]  # (N, D); padding is on the right, where no token looks
         return F.cross_entropy(self.model.head(h).float(), batch[row, at], reduction="none"), row
 
     @torch.inference_mode()
@@ -594,6 +640,12 @@ class LM:
             loss, row = self.answer_loss([rows[i] for i in part])
             out[part] = -torch.zeros(len(part)).index_add(0, row.cpu(), loss.cpu())
         return out
+
+
+def fill_grid(groups):
+    """Rows of groups (lists of row numbers), a line each, filled up to the longest with its last: (cells, which are real)."""
+    width = max(map(len, groups))
+    return ([i for g in groups for i in g + g[-1:] * (width - len(g))], [r < len(g) for g in groups for r in range(width)])
 
 
 def left_pad(rows, device):
@@ -694,18 +746,21 @@ def last_text(question):
     return as_conversation(question)[-1]["content"]
 
 
-def refine(lm, questions, weak_answers, n_icl=None, select="agreement", share=16, seed=0, max_new_tokens=64, temperature=0.0):
+def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=16, seed=0, max_new_tokens=64, temperature=0.0):
     """ICL refinement (Algorithm 1): the strong model answers each question after n_icl weakly labelled examples.
 
     The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
     weak answer, nor one to the same question. Returns the refined answers, a list of str in the order of the questions.
+    Plain Algorithm 1, as in the paper, is n_icl=4, select="random", draws=1; the defaults are what we recommend.
 
     lm: anything with generate(conversations, max_new_tokens, temperature=, seed=) -> list of str.
     questions: str, or conversations (lists of {"role", "content"}; a system message stays first).
     n_icl: examples a query; None means 16, or a third of the data where there are fewer than 48.
-    select: "random" draws the examples from all weak pairs, as the paper does. "agreement" draws them from the 1.5 n_icl pairs
-        whose weak answer says most of what the strong model answers by itself, without examples (`agreement`): a weak
-        example that is wrong also teaches the concept "be wrong", and agreement filters it out without any key.
+    select: "random" draws the examples from all weak pairs. "agreement" draws them from the 1.5 n_icl pairs whose weak answer
+        says most of what the strong model answers by itself, without examples (`agreement`): a weak example that is wrong
+        also teaches the concept "be wrong", and agreement filters it out without any key.
+    draws: answers a question, each after other examples; the one that agrees most with the others, and with the strong
+        model's own plain answer if select is "agreement", is returned.
     share: so many queries get the same examples, none of which is theirs, so that a context is read once for all of them.
     Raises W2SError for too few pairs, an empty weak answer, or a context that is too long; ValueError for a bad option.
     """
@@ -714,6 +769,8 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", share=16
         raise ValueError(f"{n} questions and {len(weak_answers)} weak answers")
     if select not in ("agreement", "random"):
         raise ValueError(f'select must be "agreement" or "random", not {select!r}')
+    if draws < 1 or share < 1:
+        raise ValueError(f"draws and share must be at least 1, not {draws} and {share}")
     for i, answer in enumerate(weak_answers):
         if not answer.strip():
             raise W2SError(f"weak answer {i} is empty: leave that pair out")
@@ -722,24 +779,30 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", share=16
     if not 0 <= n_icl < max(len(distinct), 1):
         raise W2SError(f"n_icl={n_icl} needs at least {n_icl + 1} different questions, there are {len(distinct)}: lower n_icl")
     rng = random.Random(seed)
-    ranked = rng.sample(range(n), n)
-    width = n
-    if select == "agreement" and n_icl:
-        plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)
-        score = agreement(questions, plain, weak_answers)
+    ranked, width, plain = rng.sample(range(n), n), n, []
+    if select == "agreement":
+        plain = [lm.generate([as_conversation(q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)]
+        score = agreement(questions, plain[0], weak_answers)
         ranked.sort(key=lambda i: -score[i])  # ties stay in random order
         width = n_icl + n_icl // 2
-    conversations = [None] * n
-    rng.shuffle(distinct)
     size = max(1, min(share, len(distinct) - n_icl))  # so that enough questions are left to show
-    for group in (set(distinct[s : s + size]) for s in range(0, len(distinct), size)):
-        others = [j for j in ranked if texts[j] not in group][:width]
-        examples = [m for j in rng.sample(others, n_icl)
-                    for m in [*without_system(questions[j]), {"role": "assistant", "content": weak_answers[j]}]]
-        for i in (i for i in range(n) if texts[i] in group):
-            system = [m for m in as_conversation(questions[i]) if m["role"] == "system"]
-            conversations[i] = system + examples + without_system(questions[i])
-    return lm.generate(conversations, max_new_tokens, temperature=temperature, seed=seed)
+    conversations = []
+    for _ in range(draws):
+        examples = {}  # of each question's text
+        rng.shuffle(distinct)
+        for group in (set(distinct[s : s + size]) for s in range(0, len(distinct), size)):
+            others = [j for j in ranked if texts[j] not in group][:width]
+            shown = [m for j in rng.sample(others, n_icl)
+                     for m in [*without_system(questions[j]), {"role": "assistant", "content": weak_answers[j]}]]
+            examples |= dict.fromkeys(group, shown)
+        for text, question in zip(texts, questions):
+            system = [m for m in as_conversation(question) if m["role"] == "system"]
+            conversations.append(system + examples[text] + without_system(question))
+    answers = lm.generate(conversations, max_new_tokens, temperature=temperature, seed=seed)
+    candidates = [answers[d * n : (d + 1) * n] for d in range(draws)]
+    votes = [[sum(v) for v in zip([0.0] * n, *(agreement(questions, other, c) for other in candidates + plain if other is not c))]
+             for c in candidates]
+    return [max(zip(votes, candidates), key=lambda pair: pair[0][i])[1][i] for i in range(n)]
 
 
 def without_system(question):
