@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import re
 import sys
@@ -23,9 +21,8 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import torch
 
-from w2s import Panel, Series, W2SError, figure, finetune, load, refine
+from w2s import Panel, Series, W2SError, figure, finetune, load, refine, theory, versions, write
 
 # Facts: kind -> question, statement, and pairs "a=key|other form that counts". A key is near unique within its kind.
 FACTS = {
@@ -251,13 +248,6 @@ METHODS = {
 }
 
 
-def write(path, text):
-    """Write a file so that it is either the old or the new one, never half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 def experiment(task, lm, out, seed=0, n_icl=None, epochs=None, lr=1e-4, log=print):
     """Run every method on a task; write out/<task>.json, .md and .svg, and return what the JSON file holds.
 
@@ -334,7 +324,7 @@ def summary(task, state):
     retained = finite(interval(np.stack([scores["refined"][1], scores["weak"][1]], -1), retention))
     return {
         "task": task.name, "settings": state["settings"],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": versions(),
         "seconds": sum(state["seconds"].values()), "seconds_by_stage": state["seconds"],
         "methods": {m: {"content": interval(c), "style": interval(s)} for m, (c, s) in scores.items()},
         "recovery": recovered[0], "recovery_interval": recovered[1:], "retention": retained[0], "retention_interval": retained[1:],
@@ -382,7 +372,7 @@ def drawing(task, result):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="./run.sh", description="Reproduce the weak-to-strong experiments.")
-    parser.add_argument("--task", choices=["persona"], default="persona", help="which experiment (default: persona)")
+    parser.add_argument("--task", choices=["persona", "theory"], default="persona", help="which experiment (default: persona)")
     parser.add_argument("--persona", choices=sorted(PERSONAS), default="pirate", help="the persona (default: pirate)")
     parser.add_argument("--seed", type=int, default=0, help="seed of fine-tuning and of the choice of examples (default: 0)")
     parser.add_argument("--n-icl", type=int, help="weak examples in the context of a query (default: 16)")
@@ -391,6 +381,9 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results (default: results)")
     args = parser.parse_args(argv)
     try:
+        if args.task == "theory":
+            theory(args.out, seed=args.seed)
+            return 0
         lm, task = load(args.model, args.device), persona_task(args.persona)
         args.out.mkdir(parents=True, exist_ok=True)
         result = experiment(task, lm, args.out, args.seed, args.n_icl)

@@ -17,6 +17,208 @@ import tasks
 import w2s
 
 # ----------------------------------------------------------------------------------------------------------------------
+# The statistical model
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def problem(seed, d=8, K=4, sigma=0.5):
+    """A source with random orthonormal concepts and a random prior, and a generator."""
+    g = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.float64))
+    prior = torch.rand(K, generator=g, dtype=torch.float64) + 0.2
+    return w2s.Source(q[:, :K].T, prior / prior.sum(), sigma), g
+
+
+def close(samples, value, errors=4):
+    """Whether a mean over replications lies within so many standard errors of a value."""
+    return abs(samples.mean() - value) <= errors * samples.std() / len(samples) ** 0.5 + 1e-12
+
+
+def test_the_source_and_the_supervisor_are_what_they_say():
+    source, g = problem(0)
+    x = w2s.draw_x(200_000, 8, generator=g)
+    assert torch.allclose(x.T @ x / len(x), torch.eye(8, dtype=torch.float64) / 3, atol=5e-3)
+    b = torch.randn(8, generator=g, dtype=torch.float64)
+    assert close((x @ (b - source.betas[0])) ** 2, w2s.excess_risk(b, source.betas[0]))
+    for quality, leak in ((0.7, None), (1.0, None), (0.6, {2: 0.5})):
+        weak = w2s.weak_supervisor(source, 1, quality, 0.9, leak)
+        shares = source.betas @ weak.beta
+        assert weak.beta.norm().item() == pytest.approx(1) and shares[1].item() == pytest.approx(quality)
+        assert shares[[0, 2, 3]].tolist() == pytest.approx([0, (leak or {}).get(2, 0), 0], abs=1e-12)
+        noise = weak.label(x, g) - x @ weak.beta
+        assert close(noise, 0) and close(noise**2, 0.81)
+
+
+def test_the_posterior_is_bayes_rule_by_hand():
+    source, g = problem(1, d=3, K=3, sigma=0.8)
+    x, y = w2s.draw_x(5, 4, 3, generator=g), torch.randn(5, 4, generator=g, dtype=torch.float64)
+    got = source.posterior(x, y)
+    for r in range(5):
+        joint = []
+        for k in range(3):
+            p = source.prior[k].item()
+            for j in range(4):
+                mu = sum(source.betas[k, i].item() * x[r, j, i].item() for i in range(3))
+                p *= np.exp(-((y[r, j].item() - mu) ** 2) / (2 * 0.8**2)) / (0.8 * np.sqrt(2 * np.pi))
+            joint.append(p)
+        assert got[r].tolist() == pytest.approx([p / sum(joint) for p in joint], rel=1e-10)
+    assert torch.allclose(source.posterior(x[:, :0], y[:, :0]), source.prior.expand(5, 3))  # no demonstration: the prior
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.1, 1.0, 10.0])
+def test_naive_fine_tuning_tends_to_its_limit(eta):
+    source, g = problem(2)
+    weak = w2s.weak_supervisor(source, 0, 0.6, 0.5)
+    x = w2s.draw_x(200, 4000, 8, generator=g)
+    b = w2s.naive_fit(x, weak.label(x, g), source.mean(), eta)
+    limit = w2s.naive_limit(weak.beta, source.mean(), eta)
+    assert all(close(b[:, i], limit[i], 5) for i in range(8))
+    # argmin, not just any estimate: no small step lowers the penalised squares
+    y = weak.label(x, g)
+    b = w2s.naive_fit(x, y, source.mean(), eta)
+    cost = lambda b: (y - (x @ b[..., None]).squeeze(-1)).square().mean(-1) + eta * (b - source.mean()).square().sum(-1)
+    assert all((cost(b + 1e-3 * torch.randn(8, generator=g, dtype=torch.float64)) > cost(b)).all() for _ in range(5))
+
+
+def test_naive_fine_tuning_never_gets_below_its_floor():
+    for seed in range(20):
+        source, g = problem(seed)
+        weak = w2s.weak_supervisor(source, 0, 0.2 + 0.035 * seed, 0.5)
+        target, mean = source.betas[0], source.mean()
+        floor = w2s.naive_floor(weak.beta, mean, target)
+        limits = [w2s.excess_risk(w2s.naive_limit(weak.beta, mean, eta), target) for eta in np.logspace(-6, 6, 2001)]
+        assert min(limits) >= floor - 1e-12 and min(limits) == pytest.approx(floor.item(), rel=1e-3)
+        assert floor <= min(w2s.excess_risk(weak.beta, target), w2s.excess_risk(mean, target))
+        x = w2s.draw_x(4, 100_000, 8, generator=g)
+        y = weak.label(x, g)
+        for eta in (0.0, 0.03, 0.3, w2s.naive_best_eta(weak.beta, mean, target), 3.0):
+            risk = w2s.excess_risk(w2s.naive_fit(x, y, mean, eta), target)
+            assert risk.mean() >= floor - 4 * risk.std() / 2
+
+
+def test_the_simplex_solver_meets_the_optimality_conditions():
+    g = torch.Generator().manual_seed(0)
+    for K, R in ((1, 10), (2, 90), (10, 800), (30, 100)):
+        root = torch.randn(R, K, K + 2, generator=g, dtype=torch.float64)
+        gram, linear = root @ root.mT / K, 2 * torch.randn(R, K, generator=g, dtype=torch.float64)
+        a = w2s.simplex_least_squares(gram, linear)
+        gradient = (gram @ a[..., None]).squeeze(-1) - linear
+        level = (gradient * a).sum(1, keepdim=True)
+        assert a.min() >= 0 and (a.sum(1) - 1).abs().max() < 1e-10
+        assert (gradient - level).min() > -1e-8  # no direction into the simplex descends
+        assert ((gradient - level).abs() * a).max() < 1e-8  # complementary slackness
+
+
+def test_the_hull_projection_tends_to_its_limit():
+    source, g = problem(3)
+    for c in (0.3, 0.6, 1.0):
+        weak = w2s.weak_supervisor(source, 0, c, 0.5)
+        limit = w2s.hull_limit(source, weak.beta)
+        assert w2s.excess_risk(limit, source.betas[0]).item() == pytest.approx((1 - c) ** 2 * 3 / 12, abs=1e-12)  # (1-c*)^2 (K-1)/3K, K = 4
+        x = w2s.draw_x(100, 4000, 8, generator=g)
+        b = w2s.hull_fit(source, x, weak.label(x, g))
+        if c < 1:  # at a corner the estimate is biased for every n
+            assert all(close(b[:, i], limit[i], 5) for i in range(8))
+    # For a target that is another prior over the concepts: inside of the hull nothing is lost.
+    to = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64) @ source.betas
+    assert w2s.excess_risk(w2s.hull_limit(source, to), to) < 1e-20
+
+
+@pytest.mark.parametrize("quality, sigma", [(0.9, 0.5), (0.5, 0.5), (0.3, 0.5), (1.0, 1.5)])
+def test_the_bound_lies_above_the_simulated_risk_and_the_slope_is_at_least_rho(quality, sigma):
+    source, g = problem(4)
+    weak = w2s.weak_supervisor(source, 1, quality, sigma)
+    n_icl = [0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128]
+    risk = w2s.refined_risk(source, source.betas[1], weak, n_icl, 4000, g)
+    bound, rho = w2s.refinement_bound(source, 1, weak, n_icl)
+    assert rho > 0 and (risk.mean(0) <= bound + 4 * risk.std(0) / 4000**0.5).all()
+    assert risk[:, 0].mean().item() == pytest.approx(w2s.excess_risk(source.mean(), source.betas[1]).item())
+    # The slope of log risk where the decay is seen, by enough replications, and has set in.
+    t = [i for i in range(len(n_icl)) if 1e-3 < risk[:, i].mean() < 0.1]
+    if len(t) >= 3:
+        slope = np.polyfit([n_icl[i] for i in t], risk.mean(0)[t].log().numpy(), 1)[0]
+        assert slope <= -rho * 0.9
+
+
+def test_the_moments_of_the_likelihood_ratio():
+    source, g = problem(5)
+    weak = w2s.weak_supervisor(source, 0, 0.5, 0.7)
+    x = w2s.draw_x(400_000, 8, generator=g)
+    one = source.log_likelihood(x, weak.label(x, g))
+    ratio = one - one[:, :1]  # of each concept to the target
+    t, log_m = w2s.chernoff(source, 0, weak)
+    for i in (0, 5, 10):
+        for k in range(1, 4):
+            assert close((t[i] * ratio[:, k]).exp(), log_m[i, k].exp().item())
+    for k in range(1, 4):
+        assert close(ratio[:, k], -0.5 / (3 * source.sigma**2))  # E of the log ratio: (c_k - c*) / 3 sigma^2
+        # alpha_k <= min(1, ratio of the odds) <= its t-th power
+    assert log_m[0].abs().max() < 1e-12
+
+
+def test_refinement_gets_below_naive_and_fails_where_it_must():
+    source, g = problem(6)
+    weak = w2s.weak_supervisor(source, 0, 0.5, 0.5)
+    floor = w2s.naive_floor(weak.beta, source.mean(), source.betas[0])
+    risk = w2s.refined_risk(source, source.betas[0], weak, [4, 64, 256], 2000, g)
+    assert risk[:, 1].mean() < floor / 3 and risk[:, 2].mean() < floor / 100
+    x = w2s.draw_x(20, 1500, 8, generator=g)
+    fit = w2s.excess_risk(w2s.refined_fit(source, x, weak.label(x, g), 64, g), source.betas[0])
+    assert fit.mean() < floor / 3  # with the demonstrations drawn from the training labels themselves
+    for share in (0.3, 0.6):  # the supervisor has as much, or more, of another concept
+        misled = w2s.weak_supervisor(source, 0, 0.3, 0.5, {1: share})
+        wrong = w2s.refined_risk(source, source.betas[0], misled, [256], 1000, g)
+        bound, rho = w2s.refinement_bound(source, 0, misled, [256])
+        assert wrong.mean() > 0.3 and rho < 1e-3 and bound.item() > 0.3
+
+
+def test_permutation_and_scale_change_nothing():
+    source, g = problem(7)
+    weak = w2s.weak_supervisor(source, 0, 0.6, 0.4)
+    x = w2s.draw_x(50, 30, 8, generator=g)
+    y = weak.label(x, g)
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = w2s.Source(source.betas[order], source.prior[order], source.sigma)
+    assert torch.allclose(permuted.posterior(x, y), source.posterior(x, y)[:, order])
+    assert torch.allclose(source.posterior(x.flip(1), y.flip(1)), source.posterior(x, y))  # order of the demonstrations
+    assert torch.allclose(w2s.hull_fit(permuted, x, y), w2s.hull_fit(source, x, y))
+    for a, b in zip(w2s.refinement_bound(permuted, 1, weak, [1, 8, 64]), w2s.refinement_bound(source, 0, weak, [1, 8, 64])):
+        assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b))
+    # x and sigma in other units: the likelihood of y, measured in the same units, stays
+    scaled = w2s.Source(source.betas, source.prior, 3 * source.sigma)
+    assert torch.allclose(scaled.posterior(3 * x, 3 * y), source.posterior(x, y))
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=torch.float64))[0]
+    turned = w2s.Source(source.betas @ rotation, source.prior, source.sigma)
+    assert torch.allclose(w2s.naive_fit(x @ rotation, y, turned.mean(), 0.2), w2s.naive_fit(x, y, source.mean(), 0.2) @ rotation)
+
+
+def test_bad_parameters_are_named():
+    eye, prior = torch.eye(4, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
+    good = w2s.Source(eye[:2], prior, 1.0)
+    g = torch.Generator().manual_seed(0)
+    for message, run in {
+        r"betas must .* 2\.0": lambda: w2s.Source(eye[:2] * 2**0.5, prior, 1.0),
+        r"prior must .*\[0\.5, 0\.6": lambda: w2s.Source(eye[:2], torch.tensor([0.5, 0.6]), 1.0),
+        r"prior must .* 3 positive": lambda: w2s.Source(eye[:3], prior, 1.0),
+        r"sigma must be positive, not 0": lambda: w2s.Source(eye[:2], prior, 0),
+        r"quality=1\.2": lambda: w2s.weak_supervisor(good, 0, 1.2, 1.0),
+        r"fill all d=4": lambda: w2s.weak_supervisor(w2s.Source(eye, torch.full((4,), 0.25), 1.0), 0, 0.5, 1.0),
+        r"n_icl must not be negative: -1": lambda: w2s.refined_risk(good, eye[0], w2s.Supervisor(eye[0], 1.0), [-1], 10, g),
+        r"n_icl must lie .* 4 pairs, not be 5": lambda: w2s.refined_fit(good, torch.zeros(1, 5, 4).double(), torch.zeros(1, 5).double(), 5, g),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
+def test_theory_writes_its_table_and_figure(tmp_path, capsys):
+    result = w2s.theory(tmp_path, replications=200)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["theory.json", "theory.md", "theory.svg"]
+    assert json.loads((tmp_path / "theory.json").read_text()) == result
+    assert (tmp_path / "theory.md").read_text() in capsys.readouterr().out
+    xml.dom.minidom.parse(str(tmp_path / "theory.svg"))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # A tiny model, and a GGUF writer for it and for broken files
 # ----------------------------------------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@
     A statistical framework for weak-to-strong generalization, arXiv 2405.16236.
 
 Read from top to bottom:
-    1. the strong model: GGUF file, byte-level BPE, llama forward pass, generation
-    2. weak to strong: fine-tuning on labels, refinement of weak labels (Algorithm 1)
-    3. figures as SVG
+    1. the statistical model: source, weak supervisor, naive fine-tuning, the hull, refinement, and their limits and bounds
+    2. the strong model: GGUF file, byte-level BPE, llama forward pass, generation
+    3. weak to strong: fine-tuning on labels, refinement of weak labels (Algorithm 1)
+    4. figures and files
 
 Nothing but torch, numpy and tqdm is needed. Shapes in comments: B rows, T new tokens, S cached and new tokens,
 D model width, V vocabulary.
@@ -17,11 +18,14 @@ import copy
 import html
 import importlib.util
 import itertools
+import json
 import math
 import os
+import platform
 import random
 import re
 import struct
+import time
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
@@ -40,7 +44,332 @@ class W2SError(Exception):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 1. The strong model
+# 1. The statistical model (paper, sections 2 to 4)
+#
+# R replications, n data, K concepts, d dimensions; float64. x ~ Unif[-1, 1]^d, so E[x x'] = I/3, and the excess risk of b
+# for a target beta is E[((b - beta)' x)^2] = |b - beta|^2 / 3.
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """The pre-trained strong model: y | x ~ sum_k prior_k N(beta_k' x, sigma^2), one term a latent concept (section 2).
+
+    betas (K, d), orthonormal rows; prior (K,), positive, sums to one; sigma > 0. Raises ValueError for anything else.
+    """
+    betas: torch.Tensor
+    prior: torch.Tensor
+    sigma: float
+
+    def __post_init__(self):
+        self.betas, self.prior = self.betas.double(), self.prior.double()
+        gram = self.betas @ self.betas.T
+        if not torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-9):
+            raise ValueError(f"betas must have orthonormal rows; their products are {gram.tolist()}")
+        if self.prior.shape != (len(gram),) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-9:
+            raise ValueError(f"prior must be {len(gram)} positive numbers that sum to one, not {self.prior.tolist()}")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, not {self.sigma}")
+
+    def mean(self):
+        """beta_P (d,): the source predicts beta_P' x on average over its concepts."""
+        return self.prior @ self.betas
+
+    def log_likelihood(self, x, y):
+        """log N(y; beta_k' x, sigma^2) (..., K) of data x (..., d), y (...), up to a constant."""
+        return -((y[..., None] - x @ self.betas.T) ** 2) / (2 * self.sigma**2)
+
+    def posterior(self, x, y):
+        """alpha (..., K): the concepts' posterior after the demonstrations x (..., n, d), y (..., n) in context."""
+        return (self.prior.log() + self.log_likelihood(x, y).sum(-2)).softmax(-1)
+
+
+@dataclass
+class Supervisor:
+    """The weak supervisor: y' | x ~ N(beta' x, sigma^2) (section 2). Biased: beta is not the target's; noisy: sigma is larger."""
+    beta: torch.Tensor
+    sigma: float
+
+    def label(self, x, generator):
+        """Weak labels y' (...) of x (..., d)."""
+        return x @ self.beta + self.sigma * torch.randn(x.shape[:-1], generator=generator, dtype=x.dtype)
+
+
+def weak_supervisor(source, concept, quality, sigma, leak=None):
+    """A supervisor of quality c* = beta_target' beta_w in (0, 1]; |beta_w| = 1, the rest of it is orthogonal to every concept.
+
+    quality 1 with a larger sigma is the noisy supervisor. leak {concept: share} points part of the bias at other concepts,
+    which the paper excludes. Raises ValueError if the shares are no part of a unit vector, or no direction is left for the rest.
+    """
+    shares = torch.zeros(len(source.betas), dtype=torch.float64)
+    for k, share in {concept: quality, **(leak or {})}.items():
+        shares[k] = share
+    rest, (K, d) = 1 - float(shares @ shares), source.betas.shape
+    if not 0 < quality <= 1 or rest < -1e-9 or (rest > 1e-9 and K == d):
+        raise ValueError(f"quality={quality} with leak={leak} is no part of a unit vector, or K={K} concepts fill all d={d} dimensions")
+    outside = torch.eye(d, dtype=torch.float64) - source.betas.T @ source.betas  # projection off the concepts
+    direction = outside[outside.diagonal().argmax()]
+    return Supervisor(shares @ source.betas + max(rest, 0.0) ** 0.5 * direction / direction.norm().clamp(min=1e-12), sigma)
+
+
+def draw_x(*shape, generator):
+    """x ~ Unif[-1, 1] of this shape."""
+    return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+
+
+def excess_risk(b, target):
+    """|b - target|^2 / 3 (...), of estimates b (..., d)."""
+    return (b - target).square().sum(-1) / 3
+
+
+def naive_fit(x, y, prior_mean, eta):
+    """Naive fine-tuning (section 3): argmin_b (1/n) sum (y' - b' x)^2 + eta |b - beta_P|^2, (R, d), of x (R, n, d), y (R, n)."""
+    n, eye = x.shape[-2], torch.eye(x.shape[-1], dtype=x.dtype)
+    return torch.linalg.solve(x.mT @ x / n + eta * eye, (x.mT @ y[..., None]).squeeze(-1) / n + eta * prior_mean)
+
+
+def naive_limit(beta_w, prior_mean, eta):
+    """What naive fine-tuning tends to as n grows: (beta_w/3 + eta beta_P) / (1/3 + eta), a point between weak and source."""
+    return (beta_w + 3 * eta * prior_mean) / (1 + 3 * eta)
+
+
+def naive_best_eta(beta_w, prior_mean, target):
+    """The eta whose limit lies nearest to the target. No eta and no n do better in the limit than this one, so
+    excess_risk(naive_limit(beta_w, prior_mean, eta), target), the squared distance of the target to the segment from beta_w to
+    beta_P over 3, is the floor of naive fine-tuning (Prop. 3.1/3.2)."""
+    way = prior_mean - beta_w
+    t = ((target - beta_w) @ way / (way @ way)).clamp(0, 1 - 1e-12)
+    return float(t / (3 * (1 - t)))
+
+
+def naive_floor(beta_w, prior_mean, target):
+    """The least excess risk of naive fine-tuning over all eta, in the limit of many labels."""
+    return excess_risk(naive_limit(beta_w, prior_mean, naive_best_eta(beta_w, prior_mean, target)), target)
+
+
+def simplex_least_squares(gram, linear, max_steps=1000):
+    """argmin_a a' G a / 2 - l' a over the simplex, (R, K), of gram (R, K, K), positive definite, and linear (R, K). Exact.
+
+    Active set: from the best corner, solve on the support; a step that leaves the simplex stops at its border and drops that
+    concept, else the concept with the most negative reduced gradient enters, until there is none.
+    """
+    R, K = linear.shape
+    eye = torch.eye(K, dtype=gram.dtype)
+    support = F.one_hot((gram.diagonal(dim1=1, dim2=2) / 2 - linear).argmin(1), K).bool()
+    a = support.to(gram.dtype)
+    scale = gram.diagonal(dim1=1, dim2=2).amax(1) + linear.abs().amax(1)
+    open_, rows = torch.ones(R, dtype=torch.bool), torch.arange(R)
+    for _ in range(max_steps):
+        if not open_.any():
+            return a
+        r = rows[open_]
+        s = support[r].to(gram.dtype)
+        # Stationarity and sum(a) = 1 on the support, a = 0 off it.
+        system = torch.zeros(len(r), K + 1, K + 1, dtype=gram.dtype)
+        system[:, :K, :K] = torch.where(support[r][:, :, None] & support[r][:, None], gram[r], eye * (1 - s)[:, :, None])
+        system[:, :K, K] = system[:, K, :K] = s
+        z = torch.linalg.solve(system, torch.cat([linear[r] * s, torch.ones(len(r), 1, dtype=gram.dtype)], 1))[:, :K]
+        leaves = support[r] & (z <= 0)
+        ratio = torch.where(leaves, a[r] / (a[r] - z).clamp(min=1e-300), math.inf)
+        first = ratio.argmin(1)
+        out = leaves.any(1)
+        step = torch.where(out, ratio.amin(1).clamp(max=1), torch.ones(1, dtype=gram.dtype))
+        a[r] = ((1 - step)[:, None] * a[r] + step[:, None] * z).clamp(min=0) * s
+        support[r[out], first[out]] = False
+        a[r[out], first[out]] = 0
+        gradient = (gram[r] @ a[r][:, :, None]).squeeze(2) - linear[r]
+        reduced = torch.where(support[r], math.inf, gradient - (gradient * a[r]).sum(1, keepdim=True))
+        enters = ~out & (reduced.amin(1) < -1e-12 * scale[r])
+        support[r[enters], reduced.argmin(1)[enters]] = True
+        open_[r[~out & ~enters]] = False
+    raise RuntimeError("simplex_least_squares did not finish: is the Gram matrix singular?")
+
+
+def hull_fit(source, x, y):
+    """Least squares over the convex hull of the concepts (Prop. 3.4), (R, d), of x (R, n, d), y (R, n)."""
+    z, n = x @ source.betas.T, x.shape[-2]  # (R, n, K): what each concept predicts
+    return simplex_least_squares(z.mT @ z / n, (z.mT @ y[..., None]).squeeze(-1) / n) @ source.betas
+
+
+def hull_limit(source, beta_w):
+    """What the hull fit tends to: the projection of beta_w on the hull; for c* < 1 its risk is (1 - c*)^2 (K - 1) / 3K."""
+    K = len(source.betas)
+    gram = torch.eye(K, dtype=torch.float64)[None] / 3
+    return simplex_least_squares(gram, (source.betas @ beta_w)[None] / 3)[0] @ source.betas
+
+
+def refined_label(source, alpha, x, generator):
+    """Refined labels (...) of x (..., d): the source's answer after its context, drawn from sum_k alpha_k N(beta_k' x, sigma^2)."""
+    concept = torch.multinomial(alpha.reshape(-1, alpha.shape[-1]), 1, generator=generator).view(alpha.shape[:-1])
+    mean = (x @ source.betas.T).gather(-1, concept[..., None]).squeeze(-1)
+    return mean + source.sigma * torch.randn(mean.shape, generator=generator, dtype=x.dtype)
+
+
+def refined_fit(source, x, y, n_icl, generator, contexts=None):
+    """Algorithm 1 and least squares on its labels (section 4), (R, d), of weak pairs x (R, n, d), y (R, n).
+
+    The context of query i are n_icl other pairs, i plus the same distinct random offsets. contexts: so many distinct contexts
+    serve all queries in turn (dependent labels); None is one a query. Raises ValueError if there are not enough pairs.
+    """
+    n = x.shape[-2]
+    if not 0 <= n_icl < n:
+        raise ValueError(f"n_icl must lie between 0 and the other {n - 1} pairs, not be {n_icl}")
+    one = source.log_likelihood(x, y)  # (R, n, K): what one demonstration adds
+    context = source.prior.log().expand_as(one).clone()
+    for offset in (torch.randperm(n - 1, generator=generator)[:n_icl] + 1).tolist():
+        context += one.roll(-offset, dims=-2)
+    if contexts is not None:
+        context = context[..., torch.arange(n) % contexts, :]
+    labels = refined_label(source, context.softmax(-1), x, generator)
+    return torch.linalg.lstsq(x, labels[..., None]).solution.squeeze(-1)
+
+
+def refined_risk(source, target, supervisor, n_icl, replications, generator, chunk=500):
+    """Excess risk of the refined labels' mean, sum_k alpha_k beta_k, for a target (d,), (R, len(n_icl)).
+
+    n_icl is a list of numbers of demonstrations. With few of them, and a supervisor whose c* is small, the posterior is soon
+    confident, and in a wrong concept as often as not: the risk first rises above that of the source's own mean (n_icl = 0),
+    and falls when the evidence for the right concept has outgrown its noise.
+    """
+    if min(n_icl) < 0:
+        raise ValueError(f"n_icl must not be negative: {min(n_icl)}")
+    risks = []
+    for start in range(0, replications, chunk):
+        x = draw_x(min(chunk, replications - start), max(n_icl), source.betas.shape[1], generator=generator)
+        steps = source.log_likelihood(x, supervisor.label(x, generator)).cumsum(1)  # (chunk, n, K)
+        steps = F.pad(steps, (0, 0, 1, 0))[:, n_icl]  # none is shown first
+        alpha = (source.prior.log() + steps).softmax(-1)
+        risks.append(excess_risk(alpha @ source.betas, target))
+    return torch.cat(risks)
+
+
+def chernoff(source, concept, supervisor, points=2**14):
+    """(t, log M): log M_k(t) (T, K) on a grid t (T,) of [0, 1], the log moments of one demonstration's log-likelihood ratio.
+
+    With a = target' x, b = beta_k' x, w = beta_w' x the ratio of concept k to the target is Gaussian given x, hence
+    M_k(t) = E exp{t (-2w(a - b) + a^2 - b^2) / 2 sigma^2 + t^2 (a - b)^2 sigma_w^2 / 2 sigma^4}. The mean over x is taken on a
+    Sobol net, as the cube has no closed form for it.
+    """
+    x = 2 * torch.quasirandom.SobolEngine(source.betas.shape[1], scramble=True, seed=0).draw(points, dtype=torch.float64) - 1
+    a, b, w = (x @ source.betas[concept])[:, None], x @ source.betas.T, (x @ supervisor.beta)[:, None]
+    drift = (-2 * w * (a - b) + a**2 - b**2) / (2 * source.sigma**2)
+    spread = ((a - b) * supervisor.sigma / source.sigma**2) ** 2 / 2
+    t = torch.linspace(0, 1, 41, dtype=torch.float64)
+    return t, torch.stack([torch.logsumexp(s * drift + s**2 * spread, 0) for s in t]) - math.log(points)
+
+
+def refinement_bound(source, concept, supervisor, n_icl):
+    """A bound on the refined labels' risk for every n (list n_icl), and the exponent rho (Thm 4.1/4.2, with constants).
+
+    E alpha_k <= min_t (prior_k / prior_target)^t M_k(t)^n for t in [0, 1], as alpha_k <= min(1, likelihood ratio) and
+    min(1, r) <= r^t; and |sum_k alpha_k beta_k - target|^2 = (1 - alpha_target)^2 + sum_other alpha_k^2 <= 2 (1 - alpha_target).
+    rho = min over the other concepts of -log min_t M_k(t); it is 0, and the bound says nothing, unless the supervisor's share
+    of the target, c*, is larger than its share of every other concept, since E of the ratio's log is (c_k - c*) / 3 sigma^2.
+    """
+    t, log_m = chernoff(source, concept, supervisor)
+    others = [k for k in range(len(source.betas)) if k != concept]
+    log_odds = (source.prior[others] / source.prior[concept]).log()
+    n = torch.tensor(n_icl, dtype=torch.float64)[:, None, None]
+    wrong = (t[:, None] * log_odds + n * log_m[:, others]).amin(1).exp().sum(1)  # (len(n_icl),)
+    return 2 / 3 * wrong.clamp(max=1), max(0.0, -log_m[:, others].amin(0).max().item())
+
+
+def theory(out=Path("results"), replications=10_000, seed=0):
+    """Simulate the section's estimators and bounds; write out/theory.md, .svg and .json, and return what the JSON file holds."""
+    start, d, K, generator = time.perf_counter(), 20, 10, torch.Generator().manual_seed(seed)
+    source = Source(torch.eye(d, dtype=torch.float64)[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
+    mean, target, n_icl = source.mean(), source.betas[0], [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    floor = lambda s, to=target: float(naive_floor(s.beta, mean, to))
+    hull = lambda s, to=target: float(excess_risk(hull_limit(source, s.beta), to))
+    good = [(f"c* = {c}", weak_supervisor(source, 0, c, 0.5)) for c in (0.9, 0.6, 0.3)]
+    bad = [(f"c* = 0.3, other concept's share {c}", weak_supervisor(source, 0, 0.3, 0.5, {1: c})) for c in (0.3, 0.6)]
+
+    def seen(risk, half=None):
+        """A mean as text; what is left to fewer than one replication in all is not seen, so it is only said to be small."""
+        return f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + (f" ± {half:.1g}" if half is not None else "")
+
+    def simulate(supervisor, to=target, replications=replications, n_icl=n_icl):
+        """Means (len(n_icl),) and the half-widths of their 95 % intervals."""
+        risk = refined_risk(source, to, supervisor, n_icl, replications, generator)
+        return risk.mean(0), 1.96 * risk.std(0) / replications**0.5
+
+    # Risk against demonstrations, in the setting of the theorem and where it says nothing.
+    panels, rows, curves = [], [], {}
+    for title, group in (("refinement finds the concept", good), ("no larger share of the concept: refinement must fail", bad)):
+        series = []
+        for color, (name, supervisor) in zip(COLORS, tqdm(group, desc="simulating refinement", leave=False, delay=2)):
+            risk, half = simulate(supervisor)
+            bound, rho = refinement_bound(source, 0, supervisor, n_icl)
+            beats = [n for n, r, h in zip(n_icl, risk, half) if r + h < floor(supervisor)]
+            curves[name] = {"n_icl": n_icl, "risk": risk.tolist(), "half_width": half.tolist(), "bound": bound.tolist(), "rho": rho}
+            rows.append([name, f"{floor(supervisor):.3f}", f"{hull(supervisor):.3f}", *(seen(risk[n_icl.index(n)]) for n in (0, 1, 4, 16, 64, 256)),
+                         f"{rho:.3f}", str(beats[0]) if beats else "never"])
+            interval = [(r - h, r + h) for r, h in zip(risk.tolist()[1:], half.tolist()[1:])]
+            series.append(Series(f"{name}: simulated, 95 % intervals", n_icl[1:], risk.tolist()[1:], interval, color=color))
+            series.append(Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color))
+        series.append(Series("the source's own mean (n_icl = 0)", [1, n_icl[-1]], [float(excess_risk(mean, target))] * 2, dashed=True, points=False, color="#555555"))
+        panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series, (1, n_icl[-1]), (1e-4, 1), True, True))
+
+    # Risk against labels, of the three estimators, for the middle supervisor.
+    supervisor, labels = good[1][1], [30, 100, 300, 1000, 3000]
+    eta, fits = naive_best_eta(supervisor.beta, mean, target), {"naive FT, best eta": [], "hull projection": [], "refined FT, n_icl = 64": []}
+    for n in tqdm(labels, desc="simulating fits", leave=False, delay=2):
+        x = draw_x(60, n, d, generator=generator)
+        y = supervisor.label(x, generator)
+        for name, b in zip(fits, (naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator))):
+            risk = excess_risk(b, target)
+            fits[name].append((float(risk.mean()), 1.96 * float(risk.std()) / len(risk) ** 0.5))
+    series = [Series(name, labels, [m for m, _ in v], [(max(m - h, 1e-9), m + h) for m, h in v]) for name, v in fits.items()]
+    series += [Series(name, [labels[0], labels[-1]], [v] * 2, dashed=True, points=False)
+               for name, v in (("floor of naive FT, any eta and n", floor(supervisor)), ("limit of the hull projection", hull(supervisor)))]
+    panels.insert(0, Panel(f"what weak labels can teach, {good[1][0]}", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
+
+    # What the paper leaves open. A row: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations.
+    outside = weak_supervisor(source, 0, 0.6, 0.5).beta
+    tilted = 0.8 * target + 0.6 * torch.eye(d, dtype=torch.float64)[-1]
+    cases = [("the theorem's setting, c* = 0.6", Supervisor(outside, 0.5), target)]
+    cases += [(f"bias not orthogonal: share {c} of another concept", weak_supervisor(source, 0, 0.6, 0.5, {1: c}), target) for c in (0.3, 0.5, -0.5)]
+    cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * torch.eye(d, dtype=torch.float64)[-2], 0.5), tilted)]
+    cases += [(f"weak noise {m} times the source's, c* = {c}", weak_supervisor(source, 0, c, 0.5 * m), target) for m in (2, 4) for c in (0.6, 1.0)]
+    open_rows = []
+    for name, supervisor, to in tqdm(cases, desc="open questions", leave=False, delay=2):
+        risk, half = simulate(supervisor, to, replications // 5, [16, 64, 256])
+        open_rows.append([name, f"{floor(supervisor, to):.3f}", f"{hull(supervisor, to):.3f}", *(seen(r, h) for r, h in zip(risk, half))])
+    reuse = []
+    for contexts in (None, 30, 3, 1):
+        x = draw_x(100, 300, d, generator=generator)
+        risk = excess_risk(refined_fit(source, x, good[1][1].label(x, generator), 16, generator, contexts), target)
+        reuse.append(["one a query" if contexts is None else str(contexts), f"{risk.mean():.2g} ± {1.96 * risk.std() / 10:.1g}"])
+    # Another prior over the concepts as the target: 0.7 and 0.3 on two of them, a context about one of the two.
+    mix = [(0.7, 0), (0.3, 1)]
+    to, weak = sum(p * source.betas[k] for p, k in mix), sum(p * weak_supervisor(source, k, 0.6, 0.5).beta for p, k in mix)
+    x = draw_x(replications // 5, 64, d, generator=generator)
+    pooled = sum(p * source.posterior(x, weak_supervisor(source, k, 0.6, 0.5).label(x, generator)).mean(0) for p, k in mix) @ source.betas
+    open_rows.append(["target with prior 0.7, 0.3 on two concepts, a context about one", f"{float(naive_floor(weak, mean, to)):.3f}",
+                      f"{float(excess_risk(hull_limit(source, weak), to)):.3f}", "", f"{float(excess_risk(pooled, to)):.2g} (pooled labels)", ""])
+
+    table = lambda head, body: "\n".join(["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *body)])
+    text = "\n".join([
+        f"**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}", "",
+        table(["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho", "below naive's floor from n_icl"], rows), "",
+        "With few demonstrations of a poor supervisor the posterior is confident in a wrong concept, and the refined labels are worse than the",
+        "source's own mean (n_icl = 0); where c* is not larger than another concept's share they stay so, and more demonstrations harm.", "",
+        "What the paper leaves open:", "",
+        table(["case", "naive FT, floor", "hull, limit", "refined, n_icl 16", "64", "256"], open_rows), "",
+        "Demonstrations that are reused (refined FT on 300 labels, c* = 0.6, n_icl 16):", "", table(["contexts for 300 queries", "excess risk"], reuse), ""])
+    result = {"task": "theory", "settings": {"d": d, "K": K, "sigma": 0.5, "replications": replications, "seed": seed},
+              "versions": versions(), "seconds": round(time.perf_counter() - start, 1), "curves": curves,
+              "fits": {name: {"n": labels, "risk": [m for m, _ in v], "half_width": [h for _, h in v]} for name, v in fits.items()}}
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "theory.md", text)
+    write(out / "theory.svg", figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels))
+    write(out / "theory.json", json.dumps(result, indent=1))
+    print(text)
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 2. The strong model
 # ----------------------------------------------------------------------------------------------------------------------
 
 # GGUF's scalar types by number, as struct codes; 8 is a string and 9 an array.
@@ -662,7 +991,7 @@ def as_conversation(question):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 2. Weak to strong
+# 3. Weak to strong
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -811,7 +1140,7 @@ def without_system(question):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# 3. Figures
+# 4. Figures and files
 # ----------------------------------------------------------------------------------------------------------------------
 
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#a6761d"]  # safe for the colour-blind
@@ -828,6 +1157,7 @@ class Series:
     line: bool = True
     dashed: bool = False
     points: bool = True
+    color: str | None = None  # the next of COLORS
 
 
 @dataclass
@@ -865,8 +1195,10 @@ def figure(title, panels, width=460, height=330):
         out += [f'<rect x="{x0}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#333"/>',
                 label(x0 + width / 2, y0 + 36, p.x_label, 'text-anchor="middle"'),
                 label(x0 - 46, top + height / 2, p.y_label, f'text-anchor="middle" transform="rotate(-90 {x0 - 46} {top + height / 2})"')]
+        out.append(f'<clipPath id="panel{n}"><rect x="{x0 - 6}" y="{top - 6}" width="{width + 12}" height="{height + 12}"/></clipPath>')
         for k, s in enumerate(p.series):
-            color, dash = COLORS[k % len(COLORS)], ' stroke-dasharray="6 4"' if s.dashed else ""
+            out.append(f'<g clip-path="url(#panel{n})">')
+            color, dash = s.color or COLORS[k % len(COLORS)], ' stroke-dasharray="6 4"' if s.dashed else ""
             xy = [(place_x(x), place_y(y)) for x, y in zip(s.x, s.y)]
             for (x, y), (low, high) in zip(xy, s.y_interval or []):
                 out.append(line(x, place_y(low), x, place_y(high), f'stroke="{color}" stroke-width="1.5"'))
@@ -877,6 +1209,7 @@ def figure(title, panels, width=460, height=330):
                 out.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
             if s.points:
                 out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if s.line else 5}" fill="{color}"/>' for x, y in xy]
+            out.append("</g>")
             at = y0 + 56 + gap * k
             out.append(line(x0, at - 4, x0 + 24, at - 4, f'stroke="{color}" stroke-width="2"{dash}') if s.line else
                        f'<circle cx="{x0 + 12}" cy="{at - 4}" r="5" fill="{color}"/>')
@@ -885,18 +1218,33 @@ def figure(title, panels, width=460, height=330):
 
 
 def _fraction(value, bounds, log):
-    """Where a value lies between two bounds, 0 to 1; what lies outside is drawn on the border."""
+    """Where a value lies between two bounds, 0 to 1 inside of them; on a log axis what is zero lies far below."""
     low, high = bounds
-    value = min(max(value, low), high)
-    return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+    return math.log(max(value / low, 1e-9)) / math.log(high / low) if log else (value - low) / (high - low)
 
 
 def _ticks(bounds, log):
-    """Round numbers between two bounds: powers of ten (of two within two decades), or four to eight steps."""
+    """Round numbers between two bounds: powers of ten (of two on a short axis), or four to eight steps."""
     low, high = bounds
     if log:
-        base = 10 if high / low > 300 else 2
+        base = 10 if high / low >= 64 else 2
         return [base**e for e in range(math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1)]
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= max(m for m in (1, 2, 2.5, 5) if (high - low) / (step * m) >= 4)
     return [round(step * i, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def write(path, text):
+    """Write a file so that it is either the old or the new one, never half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def versions():
+    """What the numbers of a run may depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+if __name__ == "__main__":
+    theory()
