@@ -27,9 +27,9 @@ import re
 import struct
 import time
 import unicodedata
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -386,74 +386,58 @@ def read_gguf(path):
     it is used). Raises W2SError if the file is no GGUF v3, is cut short, or holds a tensor type that is not supported.
     """
     try:
-        data = np.memmap(path, np.uint8, "r")
+        view = memoryview(np.memmap(path, np.uint8, "r"))
     except (OSError, ValueError) as e:
         raise W2SError(f"{path}: cannot be read as a model file: {e}") from None
-    view, at = memoryview(data), 0
+    at = 0
 
-    def take(code):
+    def take(size):
+        """The next bytes."""
         nonlocal at
-        (value,) = struct.unpack_from("<" + code, view, at)
-        at += struct.calcsize("<" + code)
-        return value
+        if size > len(view) - at:
+            raise EOFError(f"{size} bytes are wanted and {len(view) - at} are left")
+        at += size
+        return view[at - size : at]
+
+    def number(code):
+        return struct.unpack("<" + code, take(struct.calcsize("<" + code)))[0]
 
     def text():
-        nonlocal at
-        size = take("Q")
-        if size > len(view) - at:
-            raise struct.error("a string runs past the end")
-        at += size
-        return str(view[at - size : at], "utf-8")
+        return str(take(number("Q")), "utf-8")
 
     def value(kind):
-        nonlocal at
         if kind == 8:
             return text()
         if kind != 9:
-            return take(GGUF_SCALARS[kind])
-        kind, count = take("I"), take("Q")
+            return number(GGUF_SCALARS[kind])
+        kind, count = number("I"), number("Q")
         if kind == 8:
             return [text() for _ in range(count)]
         item = np.dtype("<" + GGUF_SCALARS[kind])
-        if count * item.itemsize > len(view) - at:
-            raise struct.error("an array runs past the end")
-        at += count * item.itemsize
-        return np.frombuffer(view, item, count, at - count * item.itemsize)
+        return np.frombuffer(take(count * item.itemsize), item) if count else []
 
     if bytes(view[:4]) != b"GGUF":
         raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
+    tensors = {}
     try:
-        at = 4
-        version, n_tensors, n_meta = take("I"), take("Q"), take("Q")
+        take(4)
+        version, n_tensors, n_meta = number("I"), number("Q"), number("Q")
         if version != 3:
             raise W2SError(f"{path}: is GGUF version {version}; only version 3 is supported: convert it again")
-        meta = {}
-        for _ in range(n_meta):
-            name = text()
-            meta[name] = value(take("I"))
-        heads = []
-        for _ in range(n_tensors):
-            name = text()
-            n_dims = take("I")
-            if n_dims > 4:
-                raise struct.error(f"tensor {name} has {n_dims} dimensions")
-            heads.append((name, [take("Q") for _ in range(n_dims)][::-1], take("I"), take("Q")))  # rows come last on disk
-    except (struct.error, UnicodeDecodeError, KeyError) as e:
-        raise W2SError(f"{path}: is damaged or cut short: {e} (byte {at} of {len(view)}); get the file again") from None
-    align = meta.get("general.alignment", 32)
-    if not isinstance(align, int) or align <= 0:
-        raise W2SError(f"{path}: is damaged: general.alignment is {align!r}")
-    start = -(-at // align) * align
-    tensors = {}
-    for name, shape, kind, offset in heads:
-        if kind not in GGUF_TENSORS:
-            names = ", ".join(t[0] for t in GGUF_TENSORS.values())
-            raise W2SError(f"{path}: tensor {name} has type number {kind}; supported are {names}")
-        type_name, block, size = GGUF_TENSORS[kind]
-        n_bytes = math.prod(shape) // block * size
-        if shape and shape[-1] % block or start + offset + n_bytes > len(view):
-            raise W2SError(f"{path}: is damaged or cut short: tensor {name} does not fit the file; get the file again")
-        tensors[name] = type_name, shape, data[start + offset : start + offset + n_bytes]
+        meta = {text(): value(number("I")) for _ in range(n_meta)}
+        heads = [(text(), [number("Q") for _ in range(number("I"))], number("I"), number("Q")) for _ in range(n_tensors)]
+        take(-at % int(meta.get("general.alignment", 32)))
+        start = at
+        for name, shape, kind, offset in heads:
+            if kind not in GGUF_TENSORS:
+                raise W2SError(f"{path}: tensor {name} has type number {kind}; supported are {', '.join(t[0] for t in GGUF_TENSORS.values())}")
+            type_name, block, size = GGUF_TENSORS[kind]
+            if shape and shape[0] % block:
+                raise ValueError(f"tensor {name} has rows of {shape[0]} weights, in blocks of {block}")
+            at = start + offset
+            tensors[name] = type_name, shape[::-1], np.frombuffer(take(math.prod(shape) // block * size), np.uint8)  # rows come last on disk
+    except (EOFError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        raise W2SError(f"{path}: is damaged or cut short, at byte {at} of {len(view)}: {e!r}; get the file again") from None
     return meta, tensors
 
 
@@ -463,19 +447,15 @@ def dequantize(type_name, shape, raw):
     A block holds 32 weights: a scale d, for Q4_1 also an offset m, then 32 integers q; the weight is q d (+ m).
     4-bit integers come in pairs, the low halves are the first 16 weights of the block.
     """
+    raw = torch.from_numpy(raw.copy())
     if type_name in ("F32", "F16", "BF16"):
-        dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[type_name]
-        return torch.from_numpy(np.array(raw)).view(dtype).float().reshape(shape)
-    size = {name: size for name, _, size in GGUF_TENSORS.values()}[type_name]
-    blocks = torch.from_numpy(np.array(raw)).view(-1, size)
-    scale = blocks[:, :2].contiguous().view(torch.float16).float()  # (blocks, 1)
+        return raw.view({"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[type_name]).float().reshape(shape)
+    blocks = raw.view(-1, {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[type_name])
+    half = lambda at: blocks[:, at : at + 2].contiguous().view(torch.float16).float()  # (blocks, 1)
     if type_name == "Q8_0":
-        return (blocks[:, 2:].view(torch.int8) * scale).reshape(shape)
-    q = blocks[:, -16:]
-    q = torch.cat([q & 15, q >> 4], 1)  # (blocks, 32)
-    if type_name == "Q4_0":
-        return ((q.to(torch.int8) - 8) * scale).reshape(shape)
-    return (q * scale + blocks[:, 2:4].contiguous().view(torch.float16).float()).reshape(shape)
+        return (blocks[:, 2:].view(torch.int8) * half(0)).reshape(shape)
+    q = torch.cat([blocks[:, -16:] & 15, blocks[:, -16:] >> 4], 1).to(torch.int8)  # (blocks, 32)
+    return ((q - 8) * half(0) if type_name == "Q4_0" else q * half(0) + half(2)).reshape(shape)
 
 
 @lru_cache
@@ -829,13 +809,11 @@ class LM:
 
     def prompts(self, conversations, room):
         """(context, turn) ids of conversations; W2SError if one leaves no room for so many new tokens."""
-        out = []
-        for i, conversation in enumerate(conversations):
-            out.append(self.tokenizer.chat(as_conversation(conversation)))
-            n, most = sum(map(len, out[-1])), self.model.config.context
-            if n + room > most:
-                raise W2SError(f"conversation {i} has {n} tokens, and with {room} for the answer exceeds the model's context of "
-                               f"{most}: shorten it, or lower n_icl")
+        out = [self.tokenizer.chat(as_conversation(c)) for c in conversations]
+        for i, (context, turn) in enumerate(out):
+            if len(context) + len(turn) + room > self.model.config.context:
+                raise W2SError(f"conversation {i} has {len(context) + len(turn)} tokens, and with {room} for the answer exceeds the model's "
+                               f"context of {self.model.config.context}: shorten it, or lower n_icl")
         return out
 
     @torch.inference_mode()
@@ -929,12 +907,11 @@ class LM:
             raise ValueError(f"{len(conversations)} conversations and {len(answers)} answers")
         rows = []
         for i, ((context, turn), answer) in enumerate(zip(self.prompts(conversations, 0), answers)):
+            rows.append((context + turn, self.tokenizer.encode(answer, False) + [self.tokenizer.eos]))
             if not answer.strip():
                 raise W2SError(f"answer {i} is empty: leave that line out")
-            ids = self.tokenizer.encode(answer, False) + [self.tokenizer.eos]
-            if len(context) + len(turn) + len(ids) > self.model.config.context:
+            if sum(map(len, rows[-1])) > self.model.config.context:
                 raise W2SError(f"answer {i} is too long: with its question it exceeds the model's context of {self.model.config.context} tokens")
-            rows.append((context + turn, ids))
         return rows
 
     def answer_loss(self, rows):
@@ -1007,42 +984,40 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16):
     its manners.
     """
     rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
-    params = list(lm.model.parameters())
-    masters = [p.detach().float().clone() for p in params]
-    hooks = []
-    for master, p in zip(masters, params):
-        master.grad = torch.zeros_like(master)
-
-        def take(p, grad=master.grad):  # as soon as a gradient is there, so that its memory serves the next one
-            grad.copy_(p.grad)
-            p.grad = None
-
-        hooks.append(p.register_post_accumulate_grad_hook(take))
-    optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     steps_per_epoch = math.ceil(len(rows) / batch)
     epochs = max(3, math.ceil(30 / max(1, steps_per_epoch))) if epochs is None else epochs
-    steps = epochs * steps_per_epoch
-    warmup = max(1, steps // 10)
-    losses = []
-    with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
-        for _ in range(epochs):
-            for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng):
+    steps, losses = epochs * steps_per_epoch, []
+    schedule = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / max(1, steps - steps // 10))
+    params = list(lm.model.parameters())
+    masters = [p.detach().float().clone() for p in params]
+    for master in masters:
+        master.grad = torch.zeros_like(master)
+    optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+
+    def take(p, grad):
+        """Move a gradient to its master as soon as it is there, so that its memory serves the next one."""
+        grad.copy_(p.grad)
+        p.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(partial(take, grad=m.grad)) for p, m in zip(params, masters)]
+    try:
+        with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
+            for part in (part for _ in range(epochs) for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng)):
                 loss = lm.answer_loss([rows[i] for i in part])[0].mean()
                 if not torch.isfinite(loss):
                     raise W2SError(f"the loss is {loss.item()} at step {len(losses) + 1} of {steps}: lower the learning rate (lr={lr})")
                 loss.backward()
                 nn.utils.clip_grad_norm_(masters, 1.0)
-                done = len(losses)
-                optimizer.param_groups[0]["lr"] = lr * min((done + 1) / warmup, (steps - done) / max(1, steps - warmup))
+                optimizer.param_groups[0]["lr"] = lr * schedule(len(losses))
                 optimizer.step()
                 with torch.no_grad():
-                    for master, p in zip(masters, params):
-                        p.copy_(master)
+                    torch._foreach_copy_(params, masters)
                 losses.append(loss.item())
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
-    for hook in hooks:
-        hook.remove()
+    finally:
+        for hook in hooks:
+            hook.remove()
     return losses
 
 
@@ -1146,31 +1121,10 @@ def without_system(question):
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#a6761d"]  # safe for the colour-blind
 
 
-@dataclass
-class Series:
-    """What is drawn in one colour: points (x, y), intervals of y (and of x), a line through them or none."""
-    name: str
-    x: list
-    y: list
-    y_interval: list | None = None  # (low, high) a point
-    x_interval: list | None = None
-    line: bool = True
-    dashed: bool = False
-    points: bool = True
-    color: str | None = None  # the next of COLORS
-
-
-@dataclass
-class Panel:
-    """One pair of axes; x_range and y_range are (low, high), log axes need a positive low."""
-    title: str
-    x_label: str
-    y_label: str
-    series: list[Series]
-    x_range: tuple
-    y_range: tuple
-    x_log: bool = False
-    y_log: bool = False
+# What is drawn in one colour: points (x, y) with intervals (low, high) of either, a line through them or none.
+Series = namedtuple("Series", "name x y y_interval x_interval line dashed points color", defaults=((), (), True, False, True, None))
+# One pair of axes; ranges are (low, high), and positive on a log axis.
+Panel = namedtuple("Panel", "title x_label y_label series x_range y_range x_log y_log", defaults=(False, False))
 
 
 def figure(title, panels, width=460, height=330):
@@ -1200,9 +1154,9 @@ def figure(title, panels, width=460, height=330):
             out.append(f'<g clip-path="url(#panel{n})">')
             color, dash = s.color or COLORS[k % len(COLORS)], ' stroke-dasharray="6 4"' if s.dashed else ""
             xy = [(place_x(x), place_y(y)) for x, y in zip(s.x, s.y)]
-            for (x, y), (low, high) in zip(xy, s.y_interval or []):
+            for (x, y), (low, high) in zip(xy, s.y_interval):
                 out.append(line(x, place_y(low), x, place_y(high), f'stroke="{color}" stroke-width="1.5"'))
-            for (x, y), (low, high) in zip(xy, s.x_interval or []):
+            for (x, y), (low, high) in zip(xy, s.x_interval):
                 out.append(line(place_x(low), y, place_x(high), y, f'stroke="{color}" stroke-width="1.5"'))
             if s.line:
                 points = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)
@@ -1224,11 +1178,10 @@ def _fraction(value, bounds, log):
 
 
 def _ticks(bounds, log):
-    """Round numbers between two bounds: powers of ten (of two on a short axis), or four to eight steps."""
+    """Round numbers between two bounds: powers of ten, or four to eight equal steps."""
     low, high = bounds
     if log:
-        base = 10 if high / low >= 64 else 2
-        return [base**e for e in range(math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9) + 1)]
+        return [10.0**e for e in range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)]
     step = 10 ** math.floor(math.log10((high - low) / 4))
     step *= max(m for m in (1, 2, 2.5, 5) if (high - low) / (step * m) >= 4)
     return [round(step * i, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
