@@ -159,10 +159,7 @@ class Task:
     test: list[Item]
     content: Callable[[str, Item], float]
     style: Callable[[str], float]
-    dropped: tuple[int, ...]  # layers that the weak supervisor lacks
-    teach_epochs: int
-    teach_lr: float
-    max_new_tokens: int
+    max_new_tokens: int = 40
 
 
 def facts():
@@ -182,8 +179,7 @@ def persona_task(persona="pirate", n_teach=60, n_train=160, seed=0):
     teach = [Item(q, key, persona_gold(statement, persona, rng)) for q, key, statement in rows[:n_teach]]
     train, test = ([Item(q, key) for q, key, _ in part] for part in (rows[n_teach : n_teach + n_train], rows[n_teach + n_train :]))
     return Task("persona" if persona == "pirate" else f"persona-{persona}", teach, train, test,
-                content=lambda answer, item: contains(answer, item.key), style=lambda answer: persona_style(answer, persona),
-                dropped=(8, 11, 14, 17, 20, 23), teach_epochs=10, teach_lr=2e-4, max_new_tokens=40)
+                content=lambda answer, item: contains(answer, item.key), style=lambda answer: persona_style(answer, persona))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -248,15 +244,17 @@ METHODS = {
 }
 
 
-def experiment(task, lm, out, seed=0, n_icl=None, epochs=None, lr=1e-4, log=print):
+def experiment(task, lm, out, seed=0, n_icl=None, lr=1e-4, dropped=(8, 11, 14, 17, 20, 23), teach_epochs=10, teach_lr=2e-4, log=print):
     """Run every method on a task; write out/<task>.json, .md and .svg, and return what the JSON file holds.
 
-    Answers are kept in out/<task>.partial.json as soon as they are there; a run that was interrupted goes on from them.
+    The weak supervisor is the strong model without the layers `dropped`, fine-tuned on the gold answers of `teach`. Answers are
+    kept in out/<task>.partial.json as soon as they are there; a run that was interrupted goes on from them.
     """
-    settings = {"seed": seed, "n_icl": n_icl, "epochs": epochs, "lr": lr, "teach": len(task.teach), "train": len(task.train),
-                "test": len(task.test), "dropped_layers": list(task.dropped), "teach_epochs": task.teach_epochs,
-                "teach_lr": task.teach_lr, "max_new_tokens": task.max_new_tokens, "model_layers": lm.model.config.layers,
-                "device": str(lm.device), "dtype": str(lm.model.token_embd.weight.dtype).removeprefix("torch.")}
+    settings = dict(seed=seed, n_icl=n_icl, lr=lr, dropped=list(dropped), teach_epochs=teach_epochs, teach_lr=teach_lr,
+                    teach=len(task.teach), train=len(task.train), test=len(task.test), max_new_tokens=task.max_new_tokens,
+                    layers=lm.model.config.layers, device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype)[6:])
+    if n_icl is not None and not 0 <= n_icl < len(task.train):
+        raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
     partial = out / f"{task.name}.partial.json"
     state = {"settings": settings, "answers": {}, "seconds": {}}
     if partial.exists():
@@ -278,33 +276,33 @@ def experiment(task, lm, out, seed=0, n_icl=None, epochs=None, lr=1e-4, log=prin
             write(partial, json.dumps(state))
             log(f"{task.name}: {name}, {state['seconds'][name]:.0f} s")
 
-    train, test = [i.question for i in task.train], [i.question for i in task.test]
-    answer = lambda model, questions: model.generate(questions, task.max_new_tokens)
+    teach, train, test = ([i.question for i in part] for part in (task.teach, task.train, task.test))
+    gold, room = [i.gold for i in task.teach], task.max_new_tokens
+    spoken = lambda answers: [a if a.strip() else "..." for a in answers]  # a model may say nothing; as a label it must be something
 
     def supervise():
-        supervisor = lm.copy([i for i in range(lm.model.config.layers) if i not in task.dropped])
-        finetune(supervisor, [i.question for i in task.teach], [i.gold for i in task.teach], task.teach_epochs, task.teach_lr, seed)
-        return {"weak_labels": answer(supervisor, train), "weak": answer(supervisor, test)}
+        supervisor = lm.copy([i for i in range(lm.model.config.layers) if i not in dropped])
+        finetune(supervisor, teach, gold, teach_epochs, teach_lr, seed)
+        return {"weak_labels": spoken(supervisor.generate(train, room)), "weak": supervisor.generate(test, room)}
+
+    def refined(name, **options):
+        stage(name, lambda: {name: spoken(refine(lm, train, answers["weak_labels"], seed=seed, max_new_tokens=room, **options))})
 
     def tuned(name, questions, labels):
         def run():
             model = lm.copy()
-            finetune(model, questions, labels, epochs, lr, seed)
-            return {name: answer(model, test)}
+            finetune(model, questions, labels, lr=lr, seed=seed)
+            return {name: model.generate(test, room)}
         stage(name, run)
 
     stage("weak supervisor", supervise)
-    weak = answers["weak_labels"]
-    stage("unaltered", lambda: {"unaltered": answer(lm, test)})
-    def refined(name, **options):
-        stage(name, lambda: {name: refine(lm, train, weak, seed=seed, max_new_tokens=task.max_new_tokens, **options)})
-
+    stage("unaltered", lambda: {"unaltered": lm.generate(test, room)})
     refined("refined_labels", n_icl=n_icl)
     refined("refined_icl_labels", n_icl=4, select="random", draws=1)
-    tuned("naive", train, weak)
+    tuned("naive", train, answers["weak_labels"])
     tuned("refined_icl", train, answers["refined_icl_labels"])
     tuned("refined", train, answers["refined_labels"])
-    tuned("gold", [i.question for i in task.teach], [i.gold for i in task.teach])
+    tuned("gold", teach, gold)
     result = summary(task, state)
     write(out / f"{task.name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
     write(out / f"{task.name}.md", markdown(task, result))

@@ -275,7 +275,10 @@ def tiny_path(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_path):
-    return w2s.load(tiny_path, "cpu", torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for products this small, waiting for a second thread takes longer than they do
+    yield w2s.load(tiny_path, "cpu", torch.float32)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -668,11 +671,15 @@ def test_recovery_and_retention():
 def tiny_task(name="tiny"):
     items = [tasks.Item(f"{q} {i}", "the", "the an!") for i in range(6) for q in ("who", "what", "where", "an")]
     return tasks.Task(name, items[:8], items[8:16], items[16:], content=lambda a, i: tasks.contains(a, i.key),
-                      style=lambda a: float("!" in a), dropped=(1,), teach_epochs=30, teach_lr=1e-2, max_new_tokens=8)
+                      style=lambda a: float("!" in a), max_new_tokens=8)
+
+
+def tiny_experiment(lm, out):
+    return tasks.experiment(tiny_task(), lm, out, lr=1e-2, n_icl=2, dropped=(1,), teach_epochs=30, teach_lr=1e-2, log=lambda line: None)
 
 
 def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tmp_path, monkeypatch):
-    whole = tasks.experiment(tiny_task(), tiny, tmp_path, lr=1e-2, n_icl=2, log=lambda line: None)
+    whole = tiny_experiment(tiny, tmp_path)
     files = sorted(p.name for p in tmp_path.iterdir())
     assert files == ["tiny.json", "tiny.md", "tiny.svg"]
     assert json.loads((tmp_path / "tiny.json").read_text()) == whole
@@ -685,25 +692,27 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tmp_path, monke
     # Killed in the middle of the third fine-tuning: nothing half-written, and the next run ends with the same answers.
     calls, real = [], tasks.finetune
 
-    def killed(*args):
+    def killed(*args, **options):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(tasks, "finetune", killed)
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(KeyboardInterrupt):
-        tasks.experiment(tiny_task(), tiny, other, lr=1e-2, n_icl=2, log=lambda line: None)
+        tiny_experiment(tiny, other)
     assert [p.name for p in other.iterdir()] == ["tiny.partial.json"]
-    resumed = tasks.experiment(tiny_task(), tiny, other, lr=1e-2, n_icl=2, log=lambda line: None)
+    resumed = tiny_experiment(tiny, other)
     assert resumed["answers"] == whole["answers"] and resumed["methods"] == whole["methods"]
     assert len(calls) == 5 + 1  # five models, and the one that was killed
 
     (other / "tiny.partial.json").write_text("{")
     with pytest.raises(w2s.W2SError, match="delete it"):
-        tasks.experiment(tiny_task(), tiny, other)
+        tiny_experiment(tiny, other)
+    with pytest.raises(w2s.W2SError, match="n_icl=8 must lie between 0 and 7"):
+        tasks.experiment(tiny_task(), tiny, other, n_icl=8)
 
 
 def broken_files():

@@ -64,9 +64,9 @@ class Source:
     def __post_init__(self):
         self.betas, self.prior = self.betas.double(), self.prior.double()
         gram = self.betas @ self.betas.T
-        if not torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-9):
+        if not torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-6):
             raise ValueError(f"betas must have orthonormal rows; their products are {gram.tolist()}")
-        if self.prior.shape != (len(gram),) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-9:
+        if self.prior.shape != (len(gram),) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-6:
             raise ValueError(f"prior must be {len(gram)} positive numbers that sum to one, not {self.prior.tolist()}")
         if not self.sigma > 0:
             raise ValueError(f"sigma must be positive, not {self.sigma}")
@@ -277,89 +277,88 @@ def refinement_bound(source, concept, supervisor, n_icl):
 def theory(out=Path("results"), replications=10_000, seed=0):
     """Simulate the section's estimators and bounds; write out/theory.md, .svg and .json, and return what the JSON file holds."""
     start, d, K, generator = time.perf_counter(), 20, 10, torch.Generator().manual_seed(seed)
-    source = Source(torch.eye(d, dtype=torch.float64)[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
+    axes = torch.eye(d, dtype=torch.float64)
+    source = Source(axes[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
     mean, target, n_icl = source.mean(), source.betas[0], [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    floor = lambda s, to=target: float(naive_floor(s.beta, mean, to))
-    hull = lambda s, to=target: float(excess_risk(hull_limit(source, s.beta), to))
-    good = [(f"c* = {c}", weak_supervisor(source, 0, c, 0.5)) for c in (0.9, 0.6, 0.3)]
-    bad = [(f"c* = 0.3, other concept's share {c}", weak_supervisor(source, 0, 0.3, 0.5, {1: c})) for c in (0.3, 0.6)]
+    limits = lambda weak, to: [f"{naive_floor(weak, mean, to):.3f}", f"{excess_risk(hull_limit(source, weak), to):.3f}"]
+    # What is left to fewer than one replication in all is not seen, so it is only said to be small.
+    seen = lambda risk, half=None: f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + (f" ± {half:.1g}" if half else "")
 
-    def seen(risk, half=None):
-        """A mean as text; what is left to fewer than one replication in all is not seen, so it is only said to be small."""
-        return f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + (f" ± {half:.1g}" if half is not None else "")
+    def mean_and_half_width(risk):
+        """Means (n,) of risks (R, n), and the half-widths of their 95 % intervals."""
+        return risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist()
 
-    def simulate(supervisor, to=target, replications=replications, n_icl=n_icl):
-        """Means (len(n_icl),) and the half-widths of their 95 % intervals."""
-        risk = refined_risk(source, to, supervisor, n_icl, replications, generator)
-        return risk.mean(0), 1.96 * risk.std(0) / replications**0.5
+    def lines(x, named):
+        """Dashed levels {name: value} over the whole axis."""
+        return [Series(name, [x[0], x[-1]], [v, v], dashed=True, points=False, color="#555555") for name, v in named.items()]
 
     # Risk against demonstrations, in the setting of the theorem and where it says nothing.
     panels, rows, curves = [], [], {}
-    for title, group in (("refinement finds the concept", good), ("no larger share of the concept: refinement must fail", bad)):
+    for title, cases in (("refinement finds the concept", [(0.9, 0.0), (0.6, 0.0), (0.3, 0.0)]),
+                         ("no larger share of the concept: refinement must fail", [(0.3, 0.3), (0.3, 0.6)])):
         series = []
-        for color, (name, supervisor) in zip(COLORS, tqdm(group, desc="simulating refinement", leave=False, delay=2)):
-            risk, half = simulate(supervisor)
-            bound, rho = refinement_bound(source, 0, supervisor, n_icl)
-            beats = [n for n, r, h in zip(n_icl, risk, half) if r + h < floor(supervisor)]
-            curves[name] = {"n_icl": n_icl, "risk": risk.tolist(), "half_width": half.tolist(), "bound": bound.tolist(), "rho": rho}
-            rows.append([name, f"{floor(supervisor):.3f}", f"{hull(supervisor):.3f}", *(seen(risk[n_icl.index(n)]) for n in (0, 1, 4, 16, 64, 256)),
-                         f"{rho:.3f}", str(beats[0]) if beats else "never"])
-            interval = [(r - h, r + h) for r, h in zip(risk.tolist()[1:], half.tolist()[1:])]
-            series.append(Series(f"{name}: simulated, 95 % intervals", n_icl[1:], risk.tolist()[1:], interval, color=color))
-            series.append(Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color))
-        series.append(Series("the source's own mean (n_icl = 0)", [1, n_icl[-1]], [float(excess_risk(mean, target))] * 2, dashed=True, points=False, color="#555555"))
+        for color, (c, other) in zip(COLORS, tqdm(cases, desc="simulating refinement", leave=False, delay=2)):
+            name, weak = f"c* = {c}" + (f", other concept's share {other}" if other else ""), weak_supervisor(source, 0, c, 0.5, {1: other})
+            risk, half = mean_and_half_width(refined_risk(source, target, weak, n_icl, replications, generator))
+            bound, rho = refinement_bound(source, 0, weak, n_icl)
+            beats = [n for n, r, h in zip(n_icl, risk, half) if r + h < naive_floor(weak.beta, mean, target)]
+            curves[name] = {"n_icl": n_icl, "risk": risk, "half_width": half, "bound": bound.tolist(), "rho": rho}
+            rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)]) for n in (0, 1, 4, 16, 64, 256)),
+                         f"{rho:.3f}", beats[0] if beats else "never"])
+            series += [Series(f"{name}: simulated, 95 % intervals", n_icl[1:], risk[1:], [(r - h, r + h) for r, h in zip(risk, half)][1:], color=color),
+                       Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
+        series += lines(n_icl[1:], {"the source's own mean (n_icl = 0)": float(excess_risk(mean, target))})
         panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series, (1, n_icl[-1]), (1e-4, 1), True, True))
 
     # Risk against labels, of the three estimators, for the middle supervisor.
-    supervisor, labels = good[1][1], [30, 100, 300, 1000, 3000]
-    eta, fits = naive_best_eta(supervisor.beta, mean, target), {"naive FT, best eta": [], "hull projection": [], "refined FT, n_icl = 64": []}
+    weak, labels, fits = weak_supervisor(source, 0, 0.6, 0.5), [30, 100, 300, 1000, 3000], []
+    eta = naive_best_eta(weak.beta, mean, target)
     for n in tqdm(labels, desc="simulating fits", leave=False, delay=2):
         x = draw_x(60, n, d, generator=generator)
-        y = supervisor.label(x, generator)
-        for name, b in zip(fits, (naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator))):
-            risk = excess_risk(b, target)
-            fits[name].append((float(risk.mean()), 1.96 * float(risk.std()) / len(risk) ** 0.5))
-    series = [Series(name, labels, [m for m, _ in v], [(max(m - h, 1e-9), m + h) for m, h in v]) for name, v in fits.items()]
-    series += [Series(name, [labels[0], labels[-1]], [v] * 2, dashed=True, points=False)
-               for name, v in (("floor of naive FT, any eta and n", floor(supervisor)), ("limit of the hull projection", hull(supervisor)))]
-    panels.insert(0, Panel(f"what weak labels can teach, {good[1][0]}", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
+        y = weak.label(x, generator)
+        b = [naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator)]
+        fits.append(mean_and_half_width(excess_risk(torch.stack(b, 1), target)))
+    series = [Series(name, labels, [m[k] for m, _ in fits], [(m[k] - h[k], m[k] + h[k]) for m, h in fits])
+              for k, name in enumerate(["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"])]
+    series += lines(labels, dict(zip(["floor of naive FT, any eta and n", "limit of the hull projection"], map(float, limits(weak.beta, target)))))
+    panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
 
     # What the paper leaves open. A row: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations.
-    outside = weak_supervisor(source, 0, 0.6, 0.5).beta
-    tilted = 0.8 * target + 0.6 * torch.eye(d, dtype=torch.float64)[-1]
-    cases = [("the theorem's setting, c* = 0.6", Supervisor(outside, 0.5), target)]
+    tilted, open_rows = 0.8 * axes[0] + 0.6 * axes[-1], []
+    cases = [("the theorem's setting, c* = 0.6", weak, target)]
     cases += [(f"bias not orthogonal: share {c} of another concept", weak_supervisor(source, 0, 0.6, 0.5, {1: c}), target) for c in (0.3, 0.5, -0.5)]
-    cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * torch.eye(d, dtype=torch.float64)[-2], 0.5), tilted)]
+    cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * axes[-2], 0.5), tilted)]
     cases += [(f"weak noise {m} times the source's, c* = {c}", weak_supervisor(source, 0, c, 0.5 * m), target) for m in (2, 4) for c in (0.6, 1.0)]
-    open_rows = []
     for name, supervisor, to in tqdm(cases, desc="open questions", leave=False, delay=2):
-        risk, half = simulate(supervisor, to, replications // 5, [16, 64, 256])
-        open_rows.append([name, f"{floor(supervisor, to):.3f}", f"{hull(supervisor, to):.3f}", *(seen(r, h) for r, h in zip(risk, half))])
-    reuse = []
+        risk = mean_and_half_width(refined_risk(source, to, supervisor, [16, 64, 256], replications // 5, generator))
+        open_rows.append([name, *limits(supervisor.beta, to), *map(seen, *risk)])
     for contexts in (None, 30, 3, 1):
         x = draw_x(100, 300, d, generator=generator)
-        risk = excess_risk(refined_fit(source, x, good[1][1].label(x, generator), 16, generator, contexts), target)
-        reuse.append(["one a query" if contexts is None else str(contexts), f"{risk.mean():.2g} ± {1.96 * risk.std() / 10:.1g}"])
-    # Another prior over the concepts as the target: 0.7 and 0.3 on two of them, a context about one of the two.
-    mix = [(0.7, 0), (0.3, 1)]
-    to, weak = sum(p * source.betas[k] for p, k in mix), sum(p * weak_supervisor(source, k, 0.6, 0.5).beta for p, k in mix)
-    x = draw_x(replications // 5, 64, d, generator=generator)
-    pooled = sum(p * source.posterior(x, weak_supervisor(source, k, 0.6, 0.5).label(x, generator)).mean(0) for p, k in mix) @ source.betas
-    open_rows.append(["target with prior 0.7, 0.3 on two concepts, a context about one", f"{float(naive_floor(weak, mean, to)):.3f}",
-                      f"{float(excess_risk(hull_limit(source, weak), to)):.3f}", "", f"{float(excess_risk(pooled, to)):.2g} (pooled labels)", ""])
+        risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)
+        open_rows.append([f"FT on 300 refined labels, {contexts or 'one context a query: 300'} contexts", *limits(weak.beta, target),
+                          *map(seen, *mean_and_half_width(risk[:, None])), "", ""])
+    # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
+    weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
+    to, pooled_weak = p @ source.betas[:2], 0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta
+    x = draw_x(replications // 5, 256, d, generator=generator)
+    y = [w.label(x, generator) for w in weak_k]
+    pooled = [sum(q * source.posterior(x[:, :n], v[:, :n]).mean(0) for q, v in zip(p, y)) @ source.betas for n in (16, 64, 256)]
+    open_rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(pooled_weak, to), *(seen(excess_risk(b, to)) for b in pooled)])
 
-    table = lambda head, body: "\n".join(["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *body)])
-    text = "\n".join([
-        f"**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}", "",
-        table(["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho", "below naive's floor from n_icl"], rows), "",
-        "With few demonstrations of a poor supervisor the posterior is confident in a wrong concept, and the refined labels are worse than the",
-        "source's own mean (n_icl = 0); where c* is not larger than another concept's share they stay so, and more demonstrations harm.", "",
-        "What the paper leaves open:", "",
-        table(["case", "naive FT, floor", "hull, limit", "refined, n_icl 16", "64", "256"], open_rows), "",
-        "Demonstrations that are reused (refined FT on 300 labels, c* = 0.6, n_icl 16):", "", table(["contexts for 300 queries", "excess risk"], reuse), ""])
-    result = {"task": "theory", "settings": {"d": d, "K": K, "sigma": 0.5, "replications": replications, "seed": seed},
-              "versions": versions(), "seconds": round(time.perf_counter() - start, 1), "curves": curves,
-              "fits": {name: {"n": labels, "risk": [m for m, _ in v], "half_width": [h for _, h in v]} for name, v in fits.items()}}
+    table = lambda head, body: "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *body))
+    text = f"""**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}
+
+{table(["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho", "below naive's floor from n_icl"], rows)}
+
+With few demonstrations of a poor supervisor the posterior is confident in a wrong concept, and the refined labels are worse than the
+source's own mean (n_icl = 0). Where c* is not larger than another concept's share they stay so: more demonstrations do not help.
+
+What the paper leaves open (mean and half-width of the 95 % interval):
+
+{table(["case", "naive FT, floor", "hull, limit", "refined, n_icl 16", "64", "256"], open_rows)}
+"""
+    result = {"task": "theory", "settings": {"d": d, "K": K, "sigma": 0.5, "replications": replications, "seed": seed}, "versions": versions(),
+              "seconds": round(time.perf_counter() - start, 1), "curves": curves, "fits": {s.name: {"n": s.x, "risk": s.y} for s in series}}
     out.mkdir(parents=True, exist_ok=True)
     write(out / "theory.md", text)
     write(out / "theory.svg", figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels))
