@@ -282,15 +282,15 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     mean, target, n_icl = source.mean(), source.betas[0], [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     limits = lambda weak, to: [f"{naive_floor(weak, mean, to):.3f}", f"{excess_risk(hull_limit(source, weak), to):.3f}"]
     # What is left to fewer than one replication in all is not seen, so it is only said to be small.
-    seen = lambda risk, half=None: f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + (f" ± {half:.1g}" if half else "")
+    seen = lambda risk, half=0.0: f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + f" ± {half:.1g}" * (half > risk / 1000)
 
     def mean_and_half_width(risk):
         """Means (n,) of risks (R, n), and the half-widths of their 95 % intervals."""
         return risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist()
 
-    def lines(x, named):
+    def lines(x, named, colors=("#555555",)):
         """Dashed levels {name: value} over the whole axis."""
-        return [Series(name, [x[0], x[-1]], [v, v], dashed=True, points=False, color="#555555") for name, v in named.items()]
+        return [Series(name, [x[0], x[-1]], [v, v], dashed=True, points=False, color=color) for (name, v), color in zip(named.items(), colors)]
 
     # Risk against demonstrations, in the setting of the theorem and where it says nothing.
     panels, rows, curves = [], [], {}
@@ -320,7 +320,7 @@ def theory(out=Path("results"), replications=10_000, seed=0):
         fits.append(mean_and_half_width(excess_risk(torch.stack(b, 1), target)))
     series = [Series(name, labels, [m[k] for m, _ in fits], [(m[k] - h[k], m[k] + h[k]) for m, h in fits])
               for k, name in enumerate(["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"])]
-    series += lines(labels, dict(zip(["floor of naive FT, any eta and n", "limit of the hull projection"], map(float, limits(weak.beta, target)))))
+    series += lines(labels, dict(zip(["floor of naive FT, any eta and n", "limit of the hull projection"], map(float, limits(weak.beta, target)))), COLORS)
     panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
 
     # What the paper leaves open. A row: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations.
@@ -335,7 +335,7 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     for contexts in (None, 30, 3, 1):
         x = draw_x(100, 300, d, generator=generator)
         risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)
-        open_rows.append([f"FT on 300 refined labels, {contexts or 'one context a query: 300'} contexts", *limits(weak.beta, target),
+        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target),
                           *map(seen, *mean_and_half_width(risk[:, None])), "", ""])
     # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
     weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
@@ -473,7 +473,7 @@ def pre_tokenizer(name):
     gpt2 = (rf"'(?:[sdmt]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?[^{space}{letter}{number}]+"
             rf"|[{space}]+(?![^{space}])|[{space}]+")
     patterns = {"smollm": [f"[{number}]", gpt2], "gpt-2": [gpt2]}
-    return [re.compile(p) for p in patterns[name]] if name in patterns else None
+    return [re.compile(f"({p})") for p in patterns[name]] if name in patterns else None
 
 
 class Tokenizer:
@@ -541,7 +541,7 @@ class Tokenizer:
                 continue
             words = [part]
             for pattern in self.split:  # a piece that a pattern leaves over is a word of its own
-                words = [w for piece in words for w in _pieces(pattern, piece)]
+                words = [w for piece in words for w in pattern.split(piece) if w]
             try:
                 ids += [i for word in words for i in self._word(word)]
             except UnicodeEncodeError:
@@ -558,26 +558,12 @@ class Tokenizer:
 
         Content is never read as markup. The template's default system message is added where there is none.
         """
-        turns = []
         if messages[0]["role"] != "system" and self.default_system:
             messages = [{"role": "system", "content": self.default_system}, *messages]
-        for m in messages:
-            turns.append([self.special["<|im_start|>"], *self.encode(m["role"] + "\n", False), *self.encode(m["content"], False),
-                          self.special["<|im_end|>"], *self.encode("\n", False)])
-        header = [self.special["<|im_start|>"], *self.encode("assistant\n", False)]
-        return [i for turn in turns[:-1] for i in turn], turns[-1] + header
-
-
-def _pieces(pattern, text):
-    """Cut text at the matches of a pattern; what lies between two matches is a piece too."""
-    at = 0
-    for m in pattern.finditer(text):
-        if m.start() > at:
-            yield text[at : m.start()]
-        yield m[0]
-        at = m.end()
-    if at < len(text):
-        yield text[at:]
+        header = lambda role: [self.special["<|im_start|>"], *self.encode(role + "\n", False)]
+        end = [self.special["<|im_end|>"], *self.encode("\n", False)]
+        turns = [header(m["role"]) + self.encode(m["content"], False) + end for m in messages]
+        return [i for turn in turns[:-1] for i in turn], turns[-1] + header("assistant")
 
 
 @dataclass
@@ -753,20 +739,18 @@ def load(path=None, device=None, dtype=None):
     if meta.get("general.architecture") != "llama":
         raise W2SError(f"{path}: architecture {meta.get('general.architecture')} is not supported; supported is llama")
     tokenizer = Tokenizer(meta, path)
+    number = lambda key, default=None: meta.get("llama." + key, default)
     try:
-        size = lambda key, *default: int(meta.get("llama." + key, *default) if default else meta["llama." + key])
-        number = lambda key, default: float(meta.get("llama." + key, default))
-        heads = size("attention.head_count")
-        c = Config(layers=size("block_count"), dim=size("embedding_length"), heads=heads, kv_heads=size("attention.head_count_kv", heads),
-                   hidden=size("feed_forward_length"), vocab=len(tokenizer.tokens), context=size("context_length"),
-                   eps=number("attention.layer_norm_rms_epsilon", 1e-5), rope_base=number("rope.freq_base", 10000.0),
+        heads, width = int(number("attention.head_count")), int(number("embedding_length"))
+        c = Config(layers=int(number("block_count")), dim=width, heads=heads, kv_heads=int(number("attention.head_count_kv", heads)),
+                   hidden=int(number("feed_forward_length")), vocab=len(tokenizer.tokens), context=int(number("context_length")),
+                   eps=float(number("attention.layer_norm_rms_epsilon", 1e-5)), rope_base=float(number("rope.freq_base", 10000.0)),
                    tied="output.weight" not in tensors)
-        fits = c.dim % c.heads == 0 and c.heads % c.kv_heads == 0 and size("rope.dimension_count", c.dim // c.heads) == c.dim // c.heads
-        fits = fits and 0 < c.layers <= len(tensors) and min(c.hidden, c.context, c.eps, c.rope_base) > 0 and c.dim // c.heads % 2 == 0
-    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
-        raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e!r}") from None
-    if not fits or "llama.rope.scaling.type" in meta:
-        raise W2SError(f"{path}: is no plain llama model (rotary scaling, or sizes that do not fit together): {c}")
+        fits = width % (2 * heads) == 0 and heads % c.kv_heads == 0 and number("rope.dimension_count", width // heads) == width // heads
+        if not fits or not 0 < c.layers <= len(tensors) or min(c.hidden, c.context, c.eps, c.rope_base) <= 0 or number("rope.scaling.type"):
+            raise ValueError(f"no plain llama model, or sizes that do not fit together: {c}")
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
+        raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e}") from None
     with torch.device("meta"):
         model = Llama(c)
     want = model.state_dict()
@@ -800,10 +784,8 @@ class LM:
         kept = range(self.model.config.layers) if layers is None else layers
         if not kept or not all(0 <= i < self.model.config.layers for i in kept):
             raise ValueError(f"layers must be a non-empty list of 0..{self.model.config.layers - 1}, not {layers}")
-        skeleton = copy.copy(self.model)
-        skeleton._modules = self.model._modules | {"blk": nn.ModuleList(self.model.blk[i] for i in kept)}
-        model = copy.deepcopy(skeleton)
-        model.config.layers = len(kept)
+        model = copy.deepcopy(self.model)
+        model.blk, model.config.layers = nn.ModuleList(model.blk[i] for i in kept), len(kept)
         return LM(model, self.tokenizer)
 
     def prompts(self, conversations, room):
