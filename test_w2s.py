@@ -610,7 +610,7 @@ def test_refine_refuses_what_cannot_be():
 def test_the_facts():
     rows = tasks.facts()
     questions = [q for q, _, _ in rows]
-    assert len(tasks.FACTS) >= 8 and len(rows) >= 400 and len(set(questions)) == len(questions)
+    assert len(tasks.FACTS.split("\n\n")) >= 8 and len(rows) >= 400 and len(set(questions)) == len(questions)
     for q, key, statement in rows:
         assert tasks.contains(statement, key) == 1 and not any(form.lower() in q.lower() for form in key.split("|")), (q, key)
 
@@ -656,11 +656,12 @@ def test_paired_test_against_the_exact_one():
     assert np.mean(np.array(null) < 0.05) <= 0.09
 
 
-def test_recovery_and_retention():
-    scores = np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 0]], dtype=float)  # refined, naive, unaltered
-    assert tasks.recovery(scores, 0) == pytest.approx(1.0)
-    assert tasks.retention(np.array([[0.9, 1.0], [0.9, 0.8]]), 0) == pytest.approx(1.0)
-    assert np.isnan(tasks.interval(np.zeros((5, 3)), tasks.recovery)[0])  # nothing was lost: no recovery to speak of
+def test_ratios_of_means():
+    assert tasks.ratio(np.array([[1, 2], [2, 2], [0, 0]], dtype=float), 0) == pytest.approx(0.75)
+    assert np.isnan(tasks.interval(np.zeros((5, 2)), tasks.ratio)[0])  # nothing was lost: no recovery to speak of
+    rng = np.random.default_rng(0)
+    value, low, high = tasks.interval(np.stack([rng.random(400) < 0.6, rng.random(400) < 0.8], -1).astype(float), tasks.ratio)
+    assert low < 0.75 < high and low < value < high
 
 
 # ----------------------------------------------------------------------------------------------------------------------

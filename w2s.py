@@ -566,19 +566,9 @@ class Tokenizer:
         return [i for turn in turns[:-1] for i in turn], turns[-1] + header("assistant")
 
 
-@dataclass
-class Config:
-    """Sizes of a llama model."""
-    layers: int
-    dim: int
-    heads: int
-    kv_heads: int
-    hidden: int
-    vocab: int
-    context: int
-    eps: float = 1e-5
-    rope_base: float = 10000.0
-    tied: bool = True
+# Sizes of a llama model: width `dim`, `kv_heads` of the `heads` keep keys and values, `hidden` units in the feed-forward net, longest
+# `context` in tokens, rotary base frequency, and whether the output layer is the embedding (tied).
+Config = namedtuple("Config", "layers dim heads kv_heads hidden vocab context eps rope_base tied")
 
 
 class Block(nn.Module):
@@ -785,7 +775,7 @@ class LM:
         if not kept or not all(0 <= i < self.model.config.layers for i in kept):
             raise ValueError(f"layers must be a non-empty list of 0..{self.model.config.layers - 1}, not {layers}")
         model = copy.deepcopy(self.model)
-        model.blk, model.config.layers = nn.ModuleList(model.blk[i] for i in kept), len(kept)
+        model.blk, model.config = nn.ModuleList(model.blk[i] for i in kept), model.config._replace(layers=len(kept))
         return LM(model, self.tokenizer)
 
     def prompts(self, conversations, room):
@@ -819,13 +809,14 @@ class LM:
 
     @staticmethod
     def _batches(order, prompts, batch, most_tokens=8192):
-        """Cut an order of prompts into batches whose grid of contexts times rows has at most `batch` cells."""
+        """Cut an order of prompts into batches whose grid of contexts times rows has at most `batch` cells and so many tokens."""
         part, contexts, rows = [], 0, 0  # of the batch at hand: its rows, its contexts, the rows of the fullest one
         for context, group in itertools.groupby(order, key=lambda i: prompts[i][0]):
             group = list(group)
-            for chunk in (group[s : s + batch] for s in range(0, len(group), batch)):
+            size = max(1, min(batch, most_tokens // len(prompts[group[-1]][1])))
+            for chunk in (group[s : s + size] for s in range(0, len(group), size)):
                 cells = (contexts + 1) * max(rows, len(chunk))
-                if part and (cells > batch or (contexts + 1) * len(context) > most_tokens):
+                if part and (cells > size or (contexts + 1) * len(context) > most_tokens):
                     yield part
                     part, contexts, rows = [], 0, 0
                 part, contexts, rows = part + chunk, contexts + 1, max(rows, len(chunk))
@@ -851,7 +842,7 @@ class LM:
         cache = Cache(model.config, len(cells), ids.shape[1] + max_new_tokens, model.token_embd.weight)
         h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
         ends = torch.zeros(model.config.vocab, dtype=torch.bool, device=device)
-        ends[list(self.tokenizer.special.values())] = True  # any control token ends an answer
+        ends[[self.tokenizer.eos, *self.tokenizer.special.values()]] = True  # any control token ends an answer
         out = torch.full((len(prompts), max_new_tokens), self.tokenizer.eos, device=device)
         rows, real = torch.tensor(cells, device=device), torch.tensor(real, device=device)
         for step in range(max_new_tokens):
@@ -921,11 +912,9 @@ class LM:
         """log p(response | conversation) in nats, (n,) fp32: the response's tokens and the end token."""
         rows = self.answer_rows(conversations, responses)
         out = torch.zeros(len(rows))
-        order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
-        for start in range(0, len(order), batch):
-            part = order[start : start + batch]
-            loss, row = self.answer_loss([rows[i] for i in part])
-            out[part] = -torch.zeros(len(part)).index_add(0, row.cpu(), loss.cpu())
+        for start in range(0, len(rows), batch):
+            loss, row = self.answer_loss(rows[start : start + batch])
+            out.index_add_(0, start + row.cpu(), -loss.cpu())
         return out
 
 
@@ -939,8 +928,7 @@ def left_pad(rows, device):
     """ids (B, T) and valid (B, T): rows of ids, padded on the left to the longest."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(r)) + list(r) for r in rows], device=device, dtype=torch.int64).view(len(rows), width)
-    valid = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rows], device=device, dtype=torch.bool)
-    return ids, valid.view(len(rows), width)
+    return ids, torch.arange(width, device=device) >= torch.tensor([[width - len(r)] for r in rows], device=device)
 
 
 def as_conversation(question):
