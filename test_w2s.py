@@ -512,6 +512,18 @@ def test_finetune_is_reproducible_and_stops_at_a_loss_that_is_not_finite(tiny):
         w2s.finetune(tiny, QUESTIONS, ["the"] * 8)
 
 
+def test_bfloat16_computes_and_learns_as_float32_does(tiny, tiny_path):
+    half = w2s.load(tiny_path, "cpu", torch.bfloat16)
+    assert half.model.token_embd.weight.dtype == torch.bfloat16
+    rows = tiny.answer_rows(QUESTIONS, ["the an"] * 8)
+    with torch.no_grad():
+        full_loss, half_loss = (lm.answer_loss(rows)[0].mean().item() for lm in (tiny, half))
+    assert half_loss == pytest.approx(full_loss, rel=0.02)
+    # Small steps add up: the weights' fp32 masters keep what bf16 would round away.
+    losses = [w2s.finetune(lm, QUESTIONS, ["the an"] * 8, epochs=40, lr=3e-4) for lm in (tiny, half)]
+    assert losses[1][-1] == pytest.approx(losses[0][-1], rel=0.1) and losses[1][-1] < 0.8 * losses[1][0]
+
+
 def test_answers_that_cannot_be_learnt_are_refused(tiny):
     with pytest.raises(w2s.W2SError, match="answer 1 is empty"):
         w2s.finetune(tiny, ["a", "b"], ["x", " \n"])
@@ -716,6 +728,14 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tmp_path, monke
         tasks.experiment(tiny_task(), tiny, other, n_icl=8)
 
 
+def test_ctrl_c_says_how_to_go_on(tiny_path, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tasks, "experiment", interrupted)
+    assert tasks.main(["--model", str(tiny_path), "--out", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def broken_files():
     meta, tensors = tiny_parts()
     a = next(iter(tensors))
@@ -733,6 +753,7 @@ def broken_files():
     yield "no sizes", "sizes", {k: v for k, v in meta.items() if k != "llama.block_count"}, tensors
     yield "layers", "sizes", meta | {"llama.block_count": 2**31}, tensors
     yield "markup", "chat markup", meta | {"tokenizer.chat_template": "[INST]"}, tensors
+    yield "end of turn", "chat markup", meta | {"tokenizer.ggml.token_type": [3, 3] + [1] * (len(meta["tokenizer.ggml.tokens"]) - 2)}, tensors
     yield "eos", "tokenizer is damaged", meta | {"tokenizer.ggml.eos_token_id": 10**6}, tensors
     yield "tokens", "tokenizer is damaged", meta | {"tokenizer.ggml.tokens": [1, 2]}, tensors
 

@@ -499,7 +499,7 @@ class Tokenizer:
         except (KeyError, AttributeError, TypeError, ValueError) as e:
             raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
         template = str(meta.get("tokenizer.chat_template", ""))
-        if "<|im_start|>" not in template or "<|im_start|>" not in special:
+        if "<|im_start|>" not in template or not {"<|im_start|>", "<|im_end|>"} <= set(special):
             raise W2SError(f"{path}: the chat markup is not ChatML (<|im_start|>role ... <|im_end|>), which is what is supported")
         # A template may put a system message of its own before a conversation that has none.
         default = re.search(r"<\|im_start\|>system\\?\n(.*?)<\|im_end\|>", template.replace("\\n", "\n"), re.S)
