@@ -578,6 +578,15 @@ def test_agreement_finds_the_weak_answers_that_are_right():
     assert shown <= {w for w, s in zip(WEAK, score) if s > 0}
 
 
+def test_agreement_has_a_choice_in_small_data():
+    client = Client()
+    client.generate = lambda conversations, *_, calls=client.calls, **__: calls.append(conversations) or [
+        f"The answer is {re.search('[0-9]+', c[-1]['content'])[0]}." for c in conversations]
+    w2s.refine(client, NUMBERS[:24], WEAK[:24])  # 8 examples from 12 right and 12 wrong pairs
+    shown = [NUMBERS.index(q["content"]) % 2 == 0 for c in client.calls[-1] for q in c[:-1] if q["role"] == "user"]
+    assert np.mean(shown) > 0.8
+
+
 def test_of_several_draws_the_one_that_agrees_is_returned():
     class Fickle(Client):
         def generate(self, conversations, *_, **__):

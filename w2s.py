@@ -1034,7 +1034,8 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
         also teaches the concept "be wrong", and agreement filters it out without any key.
     draws: answers a question, each after other examples; the one that agrees most with the others, and with the strong
         model's own plain answer if select is "agreement", is returned.
-    share: so many queries get the same examples, none of which is theirs, so that a context is read once for all of them.
+    share: so many queries, or an eighth of them if that is less, get the same examples, none of which is theirs, so that a
+        context is read once for all of them.
     Raises W2SError for too few pairs, an empty weak answer, or a context that is too long; ValueError for a bad option.
     """
     n, texts = len(questions), [last_text(q).strip().lower() for q in questions]
@@ -1058,7 +1059,7 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
         score = agreement(questions, plain[0], weak_answers)
         ranked.sort(key=lambda i: -score[i])  # ties stay in random order
         width = n_icl + n_icl // 2
-    size = max(1, min(share, len(distinct) - n_icl))  # so that enough questions are left to show
+    size = max(1, min(share, len(distinct) // 8, len(distinct) - n_icl))  # so that enough are left to choose examples from
     conversations = []
     for _ in range(draws):
         examples = {}  # of each question's text
