@@ -128,16 +128,15 @@ def test_the_hull_projection_tends_to_its_limit():
 def test_the_bound_lies_above_the_simulated_risk_and_the_slope_is_at_least_rho(quality, sigma):
     source, g = problem(4)
     weak = w2s.weak_supervisor(source, 1, quality, sigma)
-    n_icl = [0, 1, 2, 4, 8, 16, 32, 48, 64, 96, 128]
+    n_icl = [0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
     risk = w2s.refined_risk(source, source.betas[1], weak, n_icl, 4000, g)
     bound, rho = w2s.refinement_bound(source, 1, weak, n_icl)
     assert rho > 0 and (risk.mean(0) <= bound + 4 * risk.std(0) / 4000**0.5).all()
     assert risk[:, 0].mean().item() == pytest.approx(w2s.excess_risk(source.mean(), source.betas[1]).item())
-    # The slope of log risk where the decay is seen, by enough replications, and has set in.
-    t = [i for i in range(len(n_icl)) if 1e-3 < risk[:, i].mean() < 0.1]
-    if len(t) >= 3:
-        slope = np.polyfit([n_icl[i] for i in t], risk.mean(0)[t].log().numpy(), 1)[0]
-        assert slope <= -rho * 0.9
+    # The slope of log risk where the decay has set in and is still seen by enough replications.
+    seen = [i for i in range(len(n_icl)) if 1e-3 < risk[:, i].mean() < 0.15]
+    slope = np.polyfit([n_icl[i] for i in seen], risk.mean(0)[seen].log().numpy(), 1)[0]
+    assert len(seen) >= 3 and slope <= -rho
 
 
 def test_the_moments_of_the_likelihood_ratio():
