@@ -252,7 +252,9 @@ def experiment(task, lm, out, seed=0, n_icl=None, lr=1e-4, dropped=(8, 11, 14, 1
     """
     settings = dict(seed=seed, n_icl=n_icl, lr=lr, dropped=list(dropped), teach_epochs=teach_epochs, teach_lr=teach_lr,
                     teach=len(task.teach), train=len(task.train), test=len(task.test), max_new_tokens=task.max_new_tokens,
-                    layers=lm.model.config.layers, device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype)[6:])
+                    layers=lm.model.config.layers, device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype)[6:],
+                    checksum=sum(p.float().sum().item() for p in lm.model.parameters()))  # another model is another run
+    # `refine` would say so too, after the supervisor has been trained.
     if n_icl is not None and not 0 <= n_icl < len(task.train):
         raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
     partial = out / f"{task.name}.partial.json"

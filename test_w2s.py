@@ -725,9 +725,16 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         tiny_experiment(tiny, other)
     assert [p.name for p in other.iterdir()] == ["tiny.partial.json"]
+    kept = (other / "tiny.partial.json").read_text()
     resumed = tiny_experiment(tiny, other)
     assert resumed["answers"] == whole["answers"] and resumed["methods"] == whole["methods"]
     assert len(calls) == 5 + 1  # five models, and the one that was killed
+
+    # Another model does not go on from the first one's answers.
+    (other / "tiny.partial.json").write_text(kept)
+    changed = tiny.copy()
+    changed.model.token_embd.weight.data *= 0.9
+    assert tiny_experiment(changed, other)["answers"] != whole["answers"] and len(calls) == 6 + 5
 
     (other / "tiny.partial.json").write_text("{")
     with pytest.raises(w2s.W2SError, match="delete it"):

@@ -209,7 +209,7 @@ def refined_fit(source, x, y, n_icl, generator, contexts=None):
     """Algorithm 1 and least squares on its labels (section 4), (R, d), of weak pairs x (R, n, d), y (R, n).
 
     The context of query i are n_icl other pairs, i plus the same distinct random offsets. contexts: so many distinct contexts
-    serve all queries in turn (dependent labels); None is one a query. Raises ValueError if there are not enough pairs.
+    serve all queries in turn (dependent labels, and a query's own pair may be among its examples); None is one a query. Raises ValueError if there are not enough pairs.
     """
     n = x.shape[-2]
     if not 0 <= n_icl < n:
@@ -460,7 +460,7 @@ def dequantize(type_name, shape, raw):
 @lru_cache
 def pre_tokenizer(name):
     """The patterns that cut text into words before byte pairs are merged, one after the other, or None if unknown."""
-    ranges = {"L": "", "N": ""}  # Python's re knows no \\p{L}: list the code points of letters and of numbers
+    ranges = {"L": "", "N": ""}  # Python's re knows no \p{L}: list the code points of letters and of numbers
     kinds = [unicodedata.category(chr(c))[0] for c in range(0x110000)] + [""]
     start = 0
     for c in range(1, len(kinds)):
