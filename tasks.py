@@ -10,17 +10,12 @@ is touched by nothing but the final scores.
 """
 from __future__ import annotations
 
-import argparse
-import difflib
-import json
-import random
-import re
-import sys
-import time
+import difflib, json, random, re, resource, sys, time  # noqa: E401
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import w2s
 from w2s import Panel, Series, W2SError, ask_to_improve, demonstrate, figure, finetune, infer_and_respond, refine, write
@@ -468,7 +463,10 @@ def blocks(table, between="\n\n"):
 
 def persona_rows(persona, rng):
     """(question, key, gold answer) of all facts, and the style check (paper, section 5). A gold answer keeps its statement."""
-    _, verb, openings, closings, pattern = next(row for row in (re.split(r"\s*/ ", b) for b in blocks(PERSONAS)) if row[0] == persona)
+    personas = {row[0]: row[1:] for row in (re.split(r"\s*/ ", block) for block in blocks(PERSONAS))}
+    if persona not in personas:
+        raise W2SError(f"no persona is called {persona!r}: there are {', '.join(personas)}")
+    verb, openings, closings, pattern = personas[persona]
     openings, closings, rows = re.findall(r"[^!]+!", openings), re.findall(r",[^!?]+[!?]", closings), []
     for block in blocks(FACTS):
         form, pairs = block.split("\n", 1)
@@ -495,16 +493,9 @@ def math_rows(rng, n=440):
     return list(rows.values())
 
 
-def read_gsm8k(path):
-    """(question, key, gold answer) of a JSONL file with the fields of GSM8K; W2SError for a line that has them not."""
-    rows = []
-    for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows.append((row["question"], row["answer"].split("#### ")[1].strip(), row["answer"]))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise W2SError(f"{path}, line {n}: wanted are the fields question and answer, the answer ending in '#### number'") from None
-    return rows
+def gsm8k(row):
+    """{"question": "...", "answer": "... #### number"}"""
+    return row["question"], row["answer"].split("#### ")[1].strip(), row["answer"]
 
 
 def make_task(name, persona="pirate", data=None, seed=0):
@@ -514,7 +505,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rows, style = persona_rows(persona, random.Random(seed + 1))
         sizes, name = (60, 160), name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, style, sizes, room = read_gsm8k(data) if data else math_rows(rng), markers(r"####\s*-?[\d,.]*\d"), (60, 160), 200 if data else 64
+        rows, style, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), markers(r"####\s*-?[\d,.]*\d"), (60, 160), 200 if data else 64
         content = right_number
     elif name == "explanation":
         pairs = [line.split(": ", 1) for line in blocks(CONCEPTS, "\n")]
@@ -528,7 +519,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
                 for job, does, key in jobs for form in STORIES]
         style, sizes = markers(r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"), (60, 160)
     else:
-        raise ValueError(f"no task is called {name!r}")
+        raise W2SError(f"no task is called {name!r}: there are persona, math, explanation, bias and theory")
     if name != "bias":  # one profession's questions stay in one split
         rng.shuffle(rows)
     if name == "explanation":
@@ -617,7 +608,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     layers, room = lm.model.config.layers, task.max_new_tokens
     settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train),
                     test=len(task.test), max_new_tokens=room, supervisors=SUPERVISORS, device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype)[6:],
-                    checksum=sum(p.float().sum().item() for p in lm.model.parameters()))  # another model is another run
+                    checksum=lm.checksum())  # another model is another run
     # `refine` would say so too, after the supervisor has been trained.
     if n_icl is not None and not 0 <= n_icl < len(task.train):
         raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
@@ -711,7 +702,7 @@ def concept_odds(lm, task, pairs):
     plain = [a if a.strip() else "..." for a in lm.generate(questions, task.max_new_tokens)]
     for i in task.teach:
         alike = lambda j: difflib.SequenceMatcher(None, i.question, j.question).ratio()
-        other = max((j for j in task.teach if first(j) != first(i)), key=alike)
+        other = max([j for j in task.teach if first(j) != first(i)] or task.teach, key=alike)
         replaced = i.gold.replace(first(i), first(other))
         wrong.append(replaced if replaced != i.gold else other.gold)
     odds = {"style": [], "content": []}
@@ -796,48 +787,91 @@ def drawing(task, result):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Command line
+# Speed
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def bench(model=None, device=None, repeats=5):
+    """Throughput on fixed workloads of random tokens, and what share of this machine's matrix or memory rate it is; returns a dict."""
+    start = time.perf_counter()
+    lm = w2s.load(model, device)
+    weight, c, start, vocab = lm.model.token_embd.weight, lm.model.config, time.perf_counter() - start, lm.model.config.vocab
+    wait = torch.cuda.synchronize if lm.device.type == "cuda" else lambda: None
+    ids = lambda rows, n: torch.randint(vocab // 2, vocab - 1, (rows, n), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def seconds(work):
+        """Median of the repeats, after one that does not count."""
+        times = []
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            work()
+            wait()
+            times.append(time.perf_counter() - begin)
+        return float(np.median(times[1:]))
+
+    a, b = torch.ones(2048, 2048, dtype=weight.dtype, device=lm.device), torch.empty(2**27, dtype=torch.uint8, device=lm.device)
+    matrix, memory = 2 * 2048**3 / seconds(lambda: a @ a), 2 * b.numel() / seconds(b.clone)
+    body = sum(p.numel() for p in lm.model.blk.parameters())  # weights a token meets before the output layer
+    lm.tokenizer.special, lm.tokenizer.eos = {}, vocab - 1  # nothing ends an answer early
+    new_tokens = lambda prompts: seconds(torch.inference_mode()(lambda: lm._generate(prompts, 40, 0.0, torch.rand(len(prompts), 40))))
+    generate = new_tokens([(row[:-1], row[-1:]) for row in ids(32, 250)])
+    shared = new_tokens([(ids(1, 240)[0], row) for row in ids(64, 20)])
+    rows = [(row[:40], row[40:]) for row in ids(8, 64)]
+    lm.answer_rows = lambda questions, answers: rows
+    steps = lambda n: seconds(lambda: finetune(lm, rows, rows, epochs=n, lr=1e-6, batch=8))
+    step = (steps(5) - steps(1)) / 4  # what is done once a run does not count
+    flops = {"finetune": 6 * 8 * (64 * body + 24 * weight.numel()), "generate": 2 * 32 * (250 * body + 40 * (body + weight.numel())),
+             "refine": 2 * (240 * body + 64 * (20 * body + 40 * (body + weight.numel())))}
+    result = {"load_s": start, "finetune_tok_s": 8 * 64 / step, "generate_tok_s": 32 * 40 / generate, "refine_q_s": 64 / shared,
+              "peak_gb": (torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9,
+              "matrix_tflop_s": matrix / 1e12, "memory_gb_s": memory / 1e9,
+              **{name + "_share": flops[name] / matrix / t for name, t in (("finetune", step), ("generate", generate), ("refine", shared))}}
+    return {name: round(value, 3) for name, value in result.items()}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+OPTIONS = """
+command         | "run"     | bench: measure the speed of this machine; default: run the experiments
+--task NAMES    | "persona,math,explanation,theory" | which experiments, separated by commas; there is also bias
+--quick         | false     | persona with half of the data and the fewest methods, and theory: under 3 minutes
+--full          | false     | all methods, a ladder of four supervisors, three seeds: hours
+--persona NAME  | "pirate"  | pirate or cowboy
+--data FILE     | null      | GSM8K problems (JSONL) for the math task instead of generated ones
+--seed N        | 0         | seed of fine-tuning and of the choice of examples
+--n-icl N       | null      | weak examples in the context of a query (default: 16)
+--model FILE    | null      | the strong model, a GGUF file (default: SmolLM2-135M-Instruct, installed by run.sh)
+--device NAME   | null      | cpu or cuda (default: cuda if there is a GPU)
+--out FOLDER    | "results" | folder of the results
+"""
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="./run.sh", description="Reproduce the weak-to-strong experiments.")
-    parser.add_argument("--task", nargs="+", choices=["persona", "math", "explanation", "bias", "theory"],
-                        default=["persona", "math", "explanation", "theory"], help="which experiments (default: all but bias)")
-    parser.add_argument("--quick", action="store_true", help="persona with half of the data, fewest methods, and theory: under 3 minutes")
-    parser.add_argument("--full", action="store_true", help="all methods, a ladder of four supervisors, three seeds: hours")
-    parser.add_argument("--persona", choices=["pirate", "cowboy"], default="pirate", help="the persona (default: pirate)")
-    parser.add_argument("--data", metavar="FILE.jsonl", help="GSM8K problems for --task math instead of generated ones")
-    parser.add_argument("--seed", type=int, default=0, help="seed of fine-tuning and of the choice of examples (default: 0)")
-    parser.add_argument("--n-icl", type=int, help="weak examples in the context of a query (default: 16)")
-    parser.add_argument("--model", metavar="FILE.gguf", help="the strong model (default: SmolLM2-135M-Instruct, installed by run.sh)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is a GPU")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results (default: results)")
-    args = parser.parse_args(argv)
-    options = dict(methods=MAIN, seeds=[args.seed])
+    """The experiments, or the bench."""
+    args = w2s.options(argv, "Reproduce the weak-to-strong experiments.", OPTIONS)
+    if args.command == "bench":
+        result = bench(args.model, args.device)
+        print(w2s.table(["", ""], result.items()), json.dumps(result), sep="\n\n")
+        return
+    options, out = dict(methods=MAIN, seeds=[args.seed]), Path(args.out)
     if args.full:
         options = dict(methods=FULL + [f"icl_{n}" for n in N_ICL if n != 4], seeds=[args.seed, args.seed + 1, args.seed + 2], ladder=list(SUPERVISORS))
-    if args.quick:
-        args.task, options["methods"] = ["persona", "theory"], QUICK
-    try:
-        lm = None
-        for name in args.task:
-            if name == "theory":
-                w2s.theory(args.out, replications=2000 if args.quick else 10_000, seed=args.seed)
-                continue
-            task, lm = make_task(name, args.persona, args.data), lm or w2s.load(args.model, args.device)
-            if args.quick:
-                task = task._replace(train=task.train[:80], test=task.test[:100])
-            args.out.mkdir(parents=True, exist_ok=True)
-            print("\n" + markdown(task, experiment(task, lm, args.out, n_icl=args.n_icl, **options)))
-            print(f"Written: {', '.join(str(args.out / (task.name + end)) for end in ('.md', '.svg', '.json'))}", flush=True)
-    except (W2SError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    names = ["persona", "theory"] if args.quick else args.task.split(",")
+    tasks = {name: make_task(name, args.persona, args.data) for name in names if name != "theory"}
+    lm = w2s.load(args.model, args.device) if tasks else None
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name == "theory":
+            w2s.theory(out, replications=2000 if args.quick else 10_000, seed=args.seed)
+            continue
+        task = tasks[name]
+        if args.quick:
+            task, options["methods"] = task._replace(train=task.train[:80], test=task.test[:100]), QUICK
+        print("\n" + markdown(task, experiment(task, lm, out, n_icl=args.n_icl, **options)))
+        print(f"Written: {', '.join(str(out / (task.name + end)) for end in ('.md', '.svg', '.json'))}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(w2s.run(main))

@@ -627,60 +627,92 @@ def test_refine_refuses_what_cannot_be():
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_facts():
-    rows = tasks.facts()
-    questions = [q for q, _, _ in rows]
-    assert len(tasks.FACTS.split("\n\n")) >= 8 and len(rows) >= 400 and len(set(questions)) == len(questions)
-    for q, key, statement in rows:
-        assert tasks.contains(statement, key) == 1 and not any(form.lower() in q.lower() for form in key.split("|")), (q, key)
+TASKS = [("persona", "pirate"), ("persona", "cowboy"), ("math", ""), ("explanation", ""), ("bias", "")]
 
 
-@pytest.mark.parametrize("persona", tasks.PERSONAS)
-def test_splits_and_judges(persona):
-    task = tasks.persona_task(persona)
+@pytest.mark.parametrize("name, persona", TASKS)
+def test_splits_and_judges(name, persona):
+    task = tasks.make_task(name, persona or "pirate")
     splits = [[i.question for i in part] for part in (task.teach, task.train, task.test)]
-    assert len(set(sum(splits, []))) == sum(map(len, splits)) and len(task.test) >= 200
+    assert len(set(sum(splits, []))) == sum(map(len, splits)) and len(task.test) >= (100 if name == "explanation" else 200)
     assert all(i.gold for i in task.teach) and not any(i.gold for i in task.train + task.test)
-    rng = random.Random(0)
-    rows = tasks.facts()
-    gold = [tasks.persona_gold(statement, persona, rng) for _, _, statement in rows]
-    item = [tasks.Item(q, key) for q, key, _ in rows]
-    assert all(task.content(a, i) == 1 and task.style(a) == 1 for a, i in zip(gold, item))  # gold scores 1
-    assert all(task.style(statement) == 0 for _, _, statement in rows)  # plain text has no style
-    shuffled = rng.sample(gold, len(gold))
-    assert np.mean([task.content(a, i) for a, i in zip(shuffled, item)]) < 0.02  # another question's answer is wrong
-    openings, closings, *_ = tasks.PERSONAS[persona]
-    assert not any(tasks.contains(phrase, key) for phrase in openings + closings for _, key, _ in rows)  # no fact in the style
-    other = next(p for p in tasks.PERSONAS if p != persona)
-    assert max(tasks.persona_style(a, other) for a in gold) == 0  # the two personas do not pass for each other
+    items = task.teach + task.train + task.test
+    if name != "math":  # no term of a key stands in its question
+        for i in items:
+            for term in i.key.split(","):
+                assert task.content(i.question, tasks.Item(i.question, term)) == 0, (i.question, term)
+    assert all(task.content(i.gold, i) == 1 and task.style(i.gold) == 1 for i in task.teach)  # gold scores 1
+    shuffled = [j.gold for j in task.teach[7:] + task.teach[:7]]
+    assert np.mean([task.content(a, i) for a, i in zip(shuffled, task.teach)]) < 0.12  # another question's answer is wrong
+    for plain in ("The capital of France is Paris.", "Photosynthesis is the process by which plants make sugar.", "He has 3 apples, which is all.",
+                  "A pilot flies planes. He likes it.", ""):
+        assert task.style(plain) == 0  # plain text has no style
+    assert tasks.make_task(name, persona or "pirate")[:4] == task[:4]  # the same task every time
 
 
-def test_key_check():
-    assert tasks.contains("It be COLD!", "cold") and not tasks.contains("scolded", "cold")
-    assert tasks.contains("carbon dioxide", "CO2|carbon dioxide") and not tasks.contains("carbon", "CO2|carbon dioxide")
+def test_the_tables():
+    facts, _ = tasks.persona_rows("pirate", random.Random(0))
+    assert len(facts) >= 400 and len({q for q, _, _ in facts}) == len(facts)
+    pirate, cowboy = (tasks.persona_rows(p, random.Random(0)) for p in ("pirate", "cowboy"))
+    assert max(pirate[1](gold) for _, _, gold in cowboy[0]) == 0 == max(cowboy[1](gold) for _, _, gold in pirate[0])
+    concepts = [line.split(": ", 1) for line in tasks.blocks(tasks.CONCEPTS, "\n")]
+    assert len(concepts) >= 150 and all(4 <= key.split(" = ")[0].count(",") + 1 <= 6 for _, key in concepts)
+    problems = tasks.math_rows(random.Random(0))
+    assert len(tasks.blocks(tasks.PROBLEMS, "\n")) >= 6
+    for _, key, gold in problems:
+        sums = re.findall(r"(\d+) ([+*-]) (\d+) = (\d+)", gold)
+        assert sums[-1][3] == key and all(eval(f"{a}{sign}{b}") == int(c) >= 0 for a, sign, b, c in sums)
+    assert {gold.count("=") for _, _, gold in problems} == {1, 2}
+
+
+def test_key_checks():
+    item = lambda key: tasks.Item("?", key)
+    assert tasks.contains("It be COLD!", item("cold")) and not tasks.contains("scolded", item("cold"))
+    assert tasks.contains("carbon dioxide", item("CO2|carbon dioxide")) and not tasks.contains("carbon", item("CO2|carbon dioxide"))
+    assert tasks.contains("plants need light", item("plant*, sun*|light, oxygen")) == pytest.approx(2 / 3)
+    for answer, right in (("3 * 4 = 12\n#### 12", 1), ("3 * 4 = 12\n#### 13", 0), ("The answer is 12.", 1), ("12 - 3 = 9", 0), ("#### 12 and 5 more", 1), ("twelve", 0)):
+        assert tasks.right_number(answer, item("12")) == right, answer
+    assert tasks.right_number("#### 1,200", item("1200"))
+
+
+def test_gsm8k_runs_on_its_own_file(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps({"question": f"What is {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"}) + "\n" for i in range(230)))
+    task = tasks.make_task("math", data=path)
+    assert (len(task.teach), len(task.train), len(task.test)) == (60, 160, 10) and task.content(task.teach[0].gold, task.teach[0]) == 1
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(w2s.W2SError, match="line 1"):
+        tasks.make_task("math", data=path)
+    with pytest.raises(w2s.W2SError, match="no persona"):
+        tasks.make_task("persona", "elf")
+    with pytest.raises(w2s.W2SError, match="no task"):
+        tasks.make_task("poetry")
 
 
 def test_intervals_cover():
     rng = np.random.default_rng(1)
-    covered = sum(low <= 0.3 <= high for low, high in (tasks.interval(rng.random(150) < 0.3, draws=1000)[1:] for _ in range(300)))
+    covered = sum(low <= 0.3 <= high for low, high in (tasks.interval([rng.random(150) < 0.3], draws=500)[1:] for _ in range(300)))
     assert 0.91 <= covered / 300 <= 0.985
+    one = tasks.interval([[0.0, 1.0] * 50])
+    far = tasks.interval([[0.0] * 100, [0.5] * 100, [1.0] * 100])  # no spread over items, but over seeds
+    assert one[0] == 0.5 and 0.3 < one[1] < 0.45 and far[2] - far[1] > 0.5
 
 
 def test_paired_test_against_the_exact_one():
-    a, b = [1, 1, 1, 1, 1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
+    a, b = [[1, 1, 1, 1, 1, 1, 1, 0, 1, 0]], [[0, 0, 0, 0, 0, 0, 0, 1, 1, 0]]
     # 8 pairs differ, 7 for a: two-sided binomial 2 (1 + 8) / 2^8
-    assert tasks.paired_p(a, b) == pytest.approx(18 / 256, abs=0.004)
+    assert tasks.paired_p(a, b) == pytest.approx(18 / 256, abs=0.004) == tasks.paired_p(a * 3, b * 3)  # seeds of the same items are no new items
     assert tasks.paired_p(a, a) == 1.0
     rng = np.random.default_rng(0)
-    null = [tasks.paired_p(rng.random(60) < 0.5, rng.random(60) < 0.5, draws=1000) for _ in range(200)]
+    null = [tasks.paired_p([rng.random(60) < 0.5], [rng.random(60) < 0.5], draws=1000) for _ in range(200)]
     assert np.mean(np.array(null) < 0.05) <= 0.09
 
 
 def test_ratios_of_means():
     assert tasks.ratio(np.array([[1, 2], [2, 2], [0, 0]], dtype=float), 0) == pytest.approx(0.75)
-    assert np.isnan(tasks.interval(np.zeros((5, 2)), tasks.ratio)[0])  # nothing was lost: no recovery to speak of
+    assert tasks.interval(np.zeros((1, 5, 2)), tasks.ratio) == [None] * 3  # nothing was lost: no recovery to speak of
     rng = np.random.default_rng(0)
-    value, low, high = tasks.interval(np.stack([rng.random(400) < 0.6, rng.random(400) < 0.8], -1).astype(float), tasks.ratio)
+    value, low, high = tasks.interval([np.stack([rng.random(400) < 0.6, rng.random(400) < 0.8], -1).astype(float)], tasks.ratio)
     assert low < 0.75 < high and low < value < high
 
 
@@ -691,22 +723,28 @@ def test_ratios_of_means():
 
 def tiny_task(name="tiny"):
     items = [tasks.Item(f"{q} {i}", "the", "the an!") for i in range(6) for q in ("who", "what", "where", "an")]
-    return tasks.Task(name, items[:8], items[8:16], items[16:], content=lambda a, i: tasks.contains(a, i.key),
-                      style=lambda a: float("!" in a), max_new_tokens=8)
+    return tasks.Task(name, items[:8], items[8:16], items[16:], content=tasks.contains, style=lambda a: float("!" in a), max_new_tokens=8)
 
 
-def tiny_experiment(lm, out):
-    return tasks.experiment(tiny_task(), lm, out, lr=1e-2, n_icl=2, dropped=(1,), teach_epochs=30, teach_lr=1e-2, log=lambda line: None)
+@pytest.fixture
+def tiny_ladder(monkeypatch):
+    """Supervisors of a model with three layers: 30ths of the depth."""
+    monkeypatch.setattr(tasks, "SUPERVISORS", dict(zip(tasks.SUPERVISORS, [(0, 10), (10,), (0,), (20,)])))
 
 
-def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tmp_path, monkeypatch):
+def tiny_experiment(lm, out, **options):
+    options = dict(methods=tasks.MAIN, lr=1e-2, n_icl=2, teach_epochs=30, teach_lr=1e-2, log=lambda line: None) | options
+    return tasks.experiment(tiny_task(), lm, out, **options)
+
+
+def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tiny_ladder, tmp_path, monkeypatch):
     whole = tiny_experiment(tiny, tmp_path)
-    files = sorted(p.name for p in tmp_path.iterdir())
-    assert files == ["tiny.json", "tiny.md", "tiny.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.md", "tiny.svg"]
     assert json.loads((tmp_path / "tiny.json").read_text()) == whole
-    assert set(whole["methods"]) == set(tasks.METHODS) and all(
-        len(v) == 3 and v[1] <= v[0] <= v[2] for m in whole["methods"].values() for v in m.values())
-    assert len(whole["answers"]["test"]) == 8 and set(tasks.METHODS) - {"weak_labels"} > set(whole["answers"]["test"][0]) - {"question", "key"}
+    assert set(whole["methods"]) == {*tasks.MAIN, "weak", "weak_labels", "refined_labels", "refined_icl_labels"} <= set(tasks.METHODS)
+    for scores in whole["methods"].values():
+        assert all(low <= value <= high for value, low, high in (scores["content"], scores["style"], scores["content_20_words"]))
+    assert all(len(given) == 8 for given in whole["answers"].values())
     xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
     assert whole["methods"]["gold"]["style"][0] == 1.0  # even this model learns the style
 
@@ -740,15 +778,32 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tmp_path, monke
     with pytest.raises(w2s.W2SError, match="delete it"):
         tiny_experiment(tiny, other)
     with pytest.raises(w2s.W2SError, match="n_icl=8 must lie between 0 and 7"):
-        tasks.experiment(tiny_task(), tiny, other, n_icl=8)
+        tiny_experiment(tiny, other, n_icl=8)
+
+
+def test_all_methods_along_a_ladder_with_two_seeds(tiny, tiny_ladder, tmp_path):
+    tasks_run = tiny_experiment(tiny, tmp_path, methods=tasks.FULL + ["icl_0", "icl_1", "icl_2", "icl_8"], seeds=(0, 1), ladder=list(tasks.SUPERVISORS))
+    assert set(tasks_run["supervisors"]) == set(tasks.SUPERVISORS) and tasks_run["seeds"] == 2
+    assert set(tasks.METHODS) <= set(tasks_run["methods"])  # every row of the table
+    assert tasks_run["supervisors"]["4 layers fewer"]["methods"].keys() == {"weak", "weak_labels", *tasks.LADDER, "refined_labels", "refined_icl_labels"}
+    assert set(tasks_run["odds"]) == set(tasks.SUPERVISORS) and len(tasks_run["odds"]["4 layers fewer"]["style"]) == len(tasks.N_ICL)
+    p = [p for c in tasks_run["supervisors"].values() for p in c["p_refined_vs"].values()]
+    assert len(p) == tasks_run["tests"] == 13 and all(0 < v <= 1 for v in p)
+    text = (tmp_path / "tiny.md").read_text()
+    assert all(name in text for name in [*tasks.METHODS.values(), *tasks.SUPERVISORS])
+    xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_path, tmp_path, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
     monkeypatch.setattr(tasks, "experiment", interrupted)
-    assert tasks.main(["--model", str(tiny_path), "--out", str(tmp_path)]) == 130
+    assert run_tasks("--model", tiny_path, "--out", tmp_path) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def run_tasks(*argv):
+    return w2s.run(lambda: tasks.main(list(map(str, argv))))
 
 
 def broken_files():
@@ -767,8 +822,6 @@ def broken_files():
     yield "sizes", "sizes", meta | {"llama.attention.head_count": 0}, tensors
     yield "no sizes", "sizes", {k: v for k, v in meta.items() if k != "llama.block_count"}, tensors
     yield "layers", "sizes", meta | {"llama.block_count": 2**31}, tensors
-    yield "markup", "chat markup", meta | {"tokenizer.chat_template": "[INST]"}, tensors
-    yield "end of turn", "chat markup", meta | {"tokenizer.ggml.token_type": [3, 3] + [1] * (len(meta["tokenizer.ggml.tokens"]) - 2)}, tensors
     yield "eos", "tokenizer is damaged", meta | {"tokenizer.ggml.eos_token_id": 10**6}, tensors
     yield "tokens", "tokenizer is damaged", meta | {"tokenizer.ggml.tokens": [1, 2]}, tensors
 
@@ -782,7 +835,7 @@ def test_a_bad_model_file_ends_in_one_line(tmp_path, capsys, name, message, meta
             path.write_bytes(path.read_bytes()[:-1000])
     else:
         path.write_bytes(b"PK\3\4 something else" if name == "not a model" else b"")
-    assert tasks.main(["--model", str(path), "--out", str(out)]) == 2
+    assert run_tasks("--model", path, "--out", out) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith(f"error: {path}") and message in error, error
     assert not out.exists()
@@ -798,7 +851,7 @@ def test_every_cut_of_a_model_file_is_noticed(tmp_path, tiny_path):
 
 
 def test_a_model_that_is_not_there_and_a_folder_that_cannot_be_written(tmp_path, capsys, tiny_path):
-    assert tasks.main(["--model", str(tmp_path / "none.gguf")]) == 2
+    assert run_tasks("--model", tmp_path / "none.gguf") == 2
     (tmp_path / "file").write_text("")
-    assert tasks.main(["--model", str(tiny_path), "--out", str(tmp_path / "file")]) == 2
+    assert run_tasks("--model", tiny_path, "--out", tmp_path / "file") == 2
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["error", "error"]

@@ -1282,14 +1282,12 @@ def chat_line(question, answer):
 
 
 def options(argv, about, table):
-    """Parse a command line by a table: names, default as JSON (false for a switch), help; W2SError is not raised, argparse says what is wrong."""
+    """Parse a command line by a table: names with their unit (N and RATE are numbers), default as JSON (false for a switch), help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for line in table.strip().split("\n"):
-        name, default, text = (part.strip() for part in line.split("|", 2))
-        default = json.loads(default)
-        kind = dict(action="store_true") if default is False else dict(nargs="*") if isinstance(default, list) else dict(
-            type=int if "N" in name.split()[1:] else type(default) if isinstance(default, (int, float)) else str, metavar=name.split()[1])
-        parser.add_argument(name.split()[0], default=default, help=text, **kind)
+        (name, *unit), default, text = (f(part) for f, part in zip((str.split, json.loads, str.strip), line.split("|", 2)))
+        kind = dict(type={"N": int, "RATE": float}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
+        parser.add_argument(name, default=default, help=text, **(dict(action="store_true") if default is False else kind))
     return parser.parse_args(argv)
 
 
