@@ -532,23 +532,23 @@ def make_task(name, persona="pirate", data=None, seed=0):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Statistics: scores are (S, n) or (S, n, k), S seeds of n items
+# Statistics: scores are (S, n), S seeds of n items
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def interval(scores, statistic=np.mean, draws=5000):
-    """[estimate, low, high]: a statistic of scores and its 95 % percentile bootstrap interval over seeds and items.
+def interval(a, b=None, draws=10_000):
+    """[estimate, low, high] of mean(a), or of mean(a) / mean(b), with the 95 % percentile bootstrap interval over seeds and items.
 
-    statistic maps (..., S * n) or (..., S * n, k), through its axis argument, to (...). A draw where it is not finite is left out.
+    A draw in which the ratio is not finite is left out; None stands for what is not finite.
     """
-    scores, rng = np.asarray(scores, dtype=np.float64), np.random.default_rng(0)
-    (S, n), values = scores.shape[:2], []
-    for _ in range(draws):
-        drawn = scores[rng.integers(S, size=S)[:, None], rng.integers(n, size=n)]  # the same items of every seed
-        values.append(statistic(drawn.reshape(S * n, *scores.shape[2:]), axis=0))
-    values = np.array(values)
-    low, high = np.percentile(values[np.isfinite(values)], [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
-    return [float(v) if np.isfinite(v) else None for v in (statistic(scores.reshape(S * n, *scores.shape[2:]), axis=0), low, high)]
+    rng, a = np.random.default_rng(0), np.asarray(a, dtype=np.float64)
+    shares = lambda n: np.vstack([np.full(n, 1 / n), rng.multinomial(n, np.full(n, 1 / n), draws) / n])  # of each seed or item; the first row is the data
+    seeds, items = map(shares, a.shape)
+    mean = lambda scores: ((seeds @ scores) * items).sum(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = mean(a) if b is None else mean(a) / mean(b)
+    finite = values[1:][np.isfinite(values[1:])]
+    return [float(v) if np.isfinite(v) else None for v in (values[0], *(np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)))]
 
 
 def paired_p(a, b, draws=50_000):
@@ -557,12 +557,6 @@ def paired_p(a, b, draws=50_000):
     d = d[d != 0]
     signs = np.random.default_rng(0).integers(0, 2, size=(draws, len(d)), dtype=np.int8) * 2 - 1
     return float((1 + (np.abs(signs @ d) >= abs(d.sum()) - 1e-9).sum()) / (1 + draws))
-
-
-def ratio(scores, axis):
-    """mean(a) / mean(b) of scores (..., 2) that hold a and b; NaN where the lower mean is zero."""
-    a, b = np.moveaxis(scores.mean(axis), -1, 0)
-    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -732,8 +726,8 @@ def summary(task, state, words=20):
         cells[supervisor] = {
             "methods": {m: {"content": interval(v[..., 0]), "style": interval(v[..., 1]), f"content_{words}_words": interval(v[..., 2]),
                             "words": v[..., 3].mean()} for m, v in s.items()},
-            "recovery": interval(np.stack([gain("refined"), gain("unaltered")], -1), ratio),
-            "retention": interval(np.stack([s["refined"][..., 1], s["weak"][..., 1]], -1), ratio),
+            "recovery": interval(gain("refined"), gain("unaltered")),
+            "retention": interval(s["refined"][..., 1], s["weak"][..., 1]),
             "p_refined_vs": {m: min(1.0, tests * paired_p(s["refined"][..., 0], s[m][..., 0]))  # Bonferroni
                              for m in ("naive", "unaltered", "refined_icl", "gold") if m in s}}
     return {"task": task.name, "settings": state["settings"], "versions": w2s.versions(), "seconds": round(sum(state["seconds"].values()), 1),
@@ -782,7 +776,7 @@ def drawing(task, result):
         curves = {s: odds[name] for s, odds in result["odds"].items()}
         bounds = [v for rows in curves.values() for row in rows for v in row]
         panels.append(Panel(title, "n_icl", "log-odds of gold answers, nats", [Series(s, N_ICL, [r[0] for r in rows], [r[1:] for r in rows]) for s, rows in curves.items()],
-                            (0, max(N_ICL)), (min(bounds), max(bounds))))
+                            (0, max(N_ICL)), (min(bounds) - 0.1, max(bounds) + 0.1)))
     return figure(f"{task.name}: what fine-tuning keeps and what it learns", panels)
 
 

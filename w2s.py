@@ -1288,7 +1288,7 @@ def options(argv, about, table):
         (name, *unit), default, text = (f(part) for f, part in zip((str.split, json.loads, str.strip), line.split("|", 2)))
         kind = dict(type={"N": int, "RATE": float}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
         parser.add_argument(name, default=default, help=text, **(dict(action="store_true") if default is False else kind))
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 REFINERS = {"icl": refine, "iar": infer_and_respond, "improve": ask_to_improve}
@@ -1330,14 +1330,14 @@ def run(command):
 def main(argv=None):
     """refine, finetune and generate."""
     args = options(argv, ABOUT, OPTIONS)
-    out = Path("/dev/stdout" if args.out == "-" else args.out)
+    out = Path(args.out)
     if args.command not in ("refine", "finetune", "generate") or args.method not in REFINERS:
         raise W2SError(f"the command is refine, finetune or generate, not {args.command}; --method is one of {', '.join(REFINERS)}, not {args.method}")
     if args.command == "generate":
         questions = args.questions or [line.strip() for line in sys.stdin if line.strip()]
         answers = load(args.model, args.device).generate(questions, args.max_new_tokens, seed=args.seed)
-        out.write_text("".join(map(chat_line, questions, answers)), encoding="utf-8")
-        return
+        text = "".join(map(chat_line, questions, answers))
+        return print(text, end="") if args.out == "-" else write(out, text)
     questions, answers = zip(*read_jsonl(args.data, chat))
     lm = load(args.model, args.device)
     if args.command == "finetune":
