@@ -152,190 +152,254 @@ A shelf has {b} rows with {c} {things} in each row. How many {things} are on the
 NAMES = "Anna Ben Carla David Emma Felix Grace Henry Isabel Jack Kate Liam Maria Noah Olivia Peter Rosa Sam Tina Victor".split()
 THINGS = "apples books pencils marbles cookies stamps shells coins cards oranges candles balloons flowers buttons eggs pens".split()
 
-# Concepts with four to six key terms; those with an analogy are for `teach`.
+# Concepts with four to six key terms, in the order of the splits: those of `teach` with an analogy, then `train`, then `test`.
 CONCEPTS = """
-photosynthesis: plant*, light|sun*, sugar*|food|glucose, carbon dioxide, oxygen = Photosynthesis is like a kitchen in a leaf: the plant uses sunlight to cook sugar from water and carbon dioxide, and lets oxygen out through the window.
-gravity: force*|pull*, mass*, earth|planet*, fall*|down, object*|thing* = Gravity is like an invisible rope: every object with mass pulls on the others, and so the Earth makes things fall down.
-a volcano: magma|lava|molten, rock*, erupt*, ash|gas*, mountain*|surface = A volcano is like a shaken bottle of soda: molten rock and gas press from below until the mountain erupts.
-an atom: nucleus, electron*, proton*, neutron*, matter = An atom is like a tiny solar system: protons and neutrons sit in the nucleus as the sun does, and electrons fly around it; all matter is built from it.
-electricity: electron*|charge*, flow*|current*, wire*|conductor*, energy|power* = Electricity is like water in a pipe: electrons flow through a wire and carry energy to the lamp at its end.
-the heart: blood, pump*, body, oxygen, muscle* = The heart is like a pump in the cellar: this muscle pumps blood through the body, so that oxygen reaches every room.
-inflation: price*, rise*|increas*, money, buy*|purchas* = Inflation is like a balloon that swells: prices rise year after year, and the same money buys less and less.
-a vaccine: immune, virus*|disease*|germ*, protect*|prevent*, body, antibod* = A vaccine is like a fire drill: it shows the immune system a harmless virus, so that the body has antibodies ready to protect it.
-evolution: species, natural selection, survi*, trait*|gene*, generation*|time = Evolution is like a long contest: by natural selection the traits that help to survive win, generation after generation, and species change.
-a computer virus: program*|software|code, spread*, machine*|device*|network*|system*, damag*|harm*, file* = A computer virus is like a flu for machines: a harmful program spreads from computer to computer and damages files.
-the water cycle: evaporat*, cloud*|condens*, rain|precipitation, ocean*|sea*|river* = The water cycle is like a fountain that never stops: water evaporates from the ocean, gathers in clouds and comes back as rain in the rivers.
-friction: force*, surface*, slow*|resist*|oppos*, rub*|contact, heat = Friction is like a hand on your sleeve: when two surfaces rub, a force slows the motion down and makes heat.
-a battery: chemical*, energy, electric*, stor*, charge* = A battery is like a lunch box: it stores chemical energy and hands it out as electric power until it must be charged again.
-digestion: food, stomach, nutrient*, break*|broken, enzyme*|acid* = Digestion is like taking a house apart for its bricks: acid in the stomach breaks food down until the nutrients can be carried away.
-supply and demand: price*, buyer*|consumer*|customer*, seller*|producer*, market*, goods|product* = Supply and demand are like two children on a seesaw: buyers push on one side of the market, sellers of goods on the other, and the price tips between them.
-an earthquake: plate*, ground|earth|crust, shak*|tremor*, fault*, energy|wave* = An earthquake is like a stick that snaps: plates bend along a fault until their energy is set free and the ground shakes.
-a black hole: gravity, light, escape*, star*, mass*|dense = A black hole is like a drain in space: a dense dead star whose gravity is so strong that not even light can escape.
-a password: secret*, access*, account*, protect*|secur*, character*|letter* = A password is like a key to your house: a secret row of letters that gives you access to an account and protects it from others.
-a dictionary: word*, meaning*|defin*, alphabet*, book*|list* = A dictionary is like a phone book of language: a book that lists words by the alphabet, and with each its meaning.
-the immune system: infection*|disease*|germ*|virus*|bacteria, cell*, body, fight*|defen*|protect*|attack* = The immune system is like an army: its cells patrol the body and fight every germ that comes in.
-insulation: heat, wall*|material*|layer*, cold|warm*, keep*|reduc*|prevent* = Insulation is like a thick coat for a house: a layer of material that keeps heat inside and the cold out.
-recycling: waste|trash|garbage, material*, new, plastic|paper|glass|metal, environment|resource* = Recycling is like giving old clothes to a younger brother: waste such as glass becomes new material, and resources are saved.
-a bank: money, loan*|lend*|borrow*, deposit*|sav*, interest, customer*|people* = A bank is like a library for money: people bring their savings, others borrow them, and pay interest for the time.
-the internet: computer*|device*, network*, connect*, information|data, world|global* = The internet is like a web of roads: a network that connects computers all over the world, so that information can travel.
-a thermometer: temperature, measur*, hot|heat|cold, mercury|liquid|sensor*, scale|degree* = A thermometer is like a ladder for heat: a liquid climbs along a scale of degrees, and so it measures the temperature.
-a tornado: wind*|air, rotat*|spin*, storm*|thunderstorm*, ground, funnel|column* = A tornado is like water that spins down a drain: a column of air rotates below a storm and touches the ground with fierce wind.
-memory: brain, information|experience*, store*|retain*, recall*|remember*|retriev* = Memory is like a cupboard in the brain: it stores information on its shelves, so that we can recall it later.
-a law: rule*, government*, people|societ*, punish*|enforce*|court* = A law is like the rule of a game: the government writes it, all people must play by it, and a court punishes those who cheat.
-a telescope: lens*|mirror*, light, distant|far|star*, magnif*|larger|bigger|closer = A telescope is like a giant eye: its lens gathers light, so that distant stars look closer.
-fermentation: yeast|bacteria|microb*, sugar*, alcohol|acid*, bread|beer|wine|food = Fermentation is like a feast for guests too small to see: yeast eats sugar and leaves alcohol behind, as in beer.
-a budget: money|income, spend*|expens*, plan*, save*|saving* = A budget is like a diet for your wallet: a plan of what money comes in, what you spend and what you save.
-an ecosystem: plant*, animal*, environment|habitat*, interact*|depend*|communit* = An ecosystem is like a village: plants and animals depend on each other and on the environment in which they live.
 sleep: rest*, brain, body, memor*|repair*|recover*|energy, night|hours = Sleep is like a night shift in a workshop: while the body rests, the brain sorts memories and repairs what is worn.
-a dam: water, river*, electric*|power|energy, flood*|store*|reservoir*, wall|barrier|structure = A dam is like a stopper in a bathtub: a wall across a river that stores water and lets it out to make electric power.
+insulation: heat, wall*|material*|layer*, cold|warm*, keep*|reduc*|prevent* = Insulation is like a thick coat for a house: a layer of material that keeps heat inside and the cold out.
+fermentation: yeast|bacteria|microb*, sugar*, alcohol|acid*, bread|beer|wine|food = Fermentation is like a feast for guests too small to see: yeast eats sugar and leaves alcohol behind, as in beer.
+a telescope: lens*|mirror*, light, distant|far|star*, magnif*|larger|bigger|closer = A telescope is like a giant eye: its lens gathers light, so that distant stars look closer.
+a bank: money, loan*|lend*|borrow*, deposit*|sav*, interest, customer*|people* = A bank is like a library for money: people bring their savings, others borrow them, and pay interest for the time.
+the heart: blood, pump*, body, oxygen, muscle* = The heart is like a pump in the cellar: this muscle pumps blood through the body, so that oxygen reaches every room.
+a battery: chemical*, energy, electric*, stor*, charge* = A battery is like a lunch box: it stores chemical energy and hands it out as electric power until it must be charged again.
 an election: vote*|voting, people|citizen*, candidate*, leader*|government|president, choose|select* = An election is like choosing the captain of a team: people vote for the candidate who is to be their leader, and so choose a government.
+a volcano: magma|lava|molten, rock*, erupt*, ash|gas*, mountain*|surface = A volcano is like a shaken bottle of soda: molten rock and gas press from below until the mountain erupts.
+a computer virus: program*|software|code, spread*, machine*|device*|network*|system*, damag*|harm*, file* = A computer virus is like a flu for machines: a harmful program spreads from computer to computer and damages files.
+inflation: price*, rise*|increas*, money, buy*|purchas* = Inflation is like a balloon that swells: prices rise year after year, and the same money buys less and less.
+recycling: waste|trash|garbage, material*, new, plastic|paper|glass|metal, environment|resource* = Recycling is like giving old clothes to a younger brother: waste such as glass becomes new material, and resources are saved.
+a vaccine: immune, virus*|disease*|germ*, protect*|prevent*, body, antibod* = A vaccine is like a fire drill: it shows the immune system a harmless virus, so that the body has antibodies ready to protect it.
+a password: secret*, access*, account*, protect*|secur*, character*|letter* = A password is like a key to your house: a secret row of letters that gives you access to an account and protects it from others.
+gravity: force*|pull*, mass*, earth|planet*, fall*|down, object*|thing* = Gravity is like an invisible rope: every object with mass pulls on the others, and so the Earth makes things fall down.
+an ecosystem: plant*, animal*, environment|habitat*, interact*|depend*|communit* = An ecosystem is like a village: plants and animals depend on each other and on the environment in which they live.
+supply and demand: price*, buyer*|consumer*|customer*, seller*|producer*, market*, goods|product* = Supply and demand are like two children on a seesaw: buyers push on one side of the market, sellers of goods on the other, and the price tips between them.
+a law: rule*, government*, people|societ*, punish*|enforce*|court* = A law is like the rule of a game: the government writes it, all people must play by it, and a court punishes those who cheat.
+the immune system: infection*|disease*|germ*|virus*|bacteria, cell*, body, fight*|defen*|protect*|attack* = The immune system is like an army: its cells patrol the body and fight every germ that comes in.
+evolution: species, natural selection, survi*, trait*|gene*, generation*|time = Evolution is like a long contest: by natural selection the traits that help to survive win, generation after generation, and species change.
+a dam: water, river*, electric*|power|energy, flood*|store*|reservoir*, wall|barrier|structure = A dam is like a stopper in a bathtub: a wall across a river that stores water and lets it out to make electric power.
+electricity: electron*|charge*, flow*|current*, wire*|conductor*, energy|power* = Electricity is like water in a pipe: electrons flow through a wire and carry energy to the lamp at its end.
+a budget: money|income, spend*|expens*, plan*, save*|saving* = A budget is like a diet for your wallet: a plan of what money comes in, what you spend and what you save.
+friction: force*, surface*, slow*|resist*|oppos*, rub*|contact, heat = Friction is like a hand on your sleeve: when two surfaces rub, a force slows the motion down and makes heat.
+memory: brain, information|experience*, store*|retain*, recall*|remember*|retriev* = Memory is like a cupboard in the brain: it stores information on its shelves, so that we can recall it later.
+digestion: food, stomach, nutrient*, break*|broken, enzyme*|acid* = Digestion is like taking a house apart for its bricks: acid in the stomach breaks food down until the nutrients can be carried away.
+a black hole: gravity, light, escape*, star*, mass*|dense = A black hole is like a drain in space: a dense dead star whose gravity is so strong that not even light can escape.
+photosynthesis: plant*, light|sun*, sugar*|food|glucose, carbon dioxide, oxygen = Photosynthesis is like a kitchen in a leaf: the plant uses sunlight to cook sugar from water and carbon dioxide, and lets oxygen out through the window.
+the internet: computer*|device*, network*, connect*, information|data, world|global* = The internet is like a web of roads: a network that connects computers all over the world, so that information can travel.
+an atom: nucleus, electron*, proton*, neutron*, matter = An atom is like a tiny solar system: protons and neutrons sit in the nucleus as the sun does, and electrons fly around it; all matter is built from it.
+an earthquake: plate*, ground|earth|crust, shak*|tremor*, fault*, energy|wave* = An earthquake is like a stick that snaps: plates bend along a fault until their energy is set free and the ground shakes.
+a dictionary: word*, meaning*|defin*, alphabet*, book*|list* = A dictionary is like a phone book of language: a book that lists words by the alphabet, and with each its meaning.
+a tornado: wind*|air, rotat*|spin*, storm*|thunderstorm*, ground, funnel|column* = A tornado is like water that spins down a drain: a column of air rotates below a storm and touches the ground with fierce wind.
+a thermometer: temperature, measur*, hot|heat|cold, mercury|liquid|sensor*, scale|degree* = A thermometer is like a ladder for heat: a liquid climbs along a scale of degrees, and so it measures the temperature.
 a satellite: orbit*, earth|planet*, space, signal*|communicat*|data|weather = A satellite is like a watchman on a tower: it circles in orbit around the Earth and sends signals down from space.
-an antibiotic: bacteria*, infection*, kill*|stop*|prevent*, medicine*|drug*
-osmosis: water, membrane*, concentrat*, cell*|solut*
-mitosis: cell*, divi*|split*, chromosome*|dna, identical|two|daughter
-a magnet: iron|metal*|steel, attract*, pole*|north|south, field*
-a rainbow: light|sunlight|sun, rain|water|droplet*, color*|colour*, refract*|reflect*|bend*
-lightning: electric*|charge*, cloud*|storm*|thunderstorm*, discharge*|flash*|bolt*, ground|air|atmosphere
-a solar eclipse: moon*, sun*, earth, block*|shadow*|between
-the greenhouse effect: heat|warm*, gas*|carbon dioxide, atmosphere, earth|planet, trap*|absorb*
-a hurricane: wind*, storm*, ocean*|tropical|sea, rain*, cyclone*|rotat*
-a desert: dry|arid, rain*|precipitation|water, sand*|plant*|vegetation, hot|temperature*
-a glacier: ice|snow, slow*|mov*, mountain*|land|valley*, mass|large
+the water cycle: evaporat*, cloud*|condens*, rain|precipitation, ocean*|sea*|river* = The water cycle is like a fountain that never stops: water evaporates from the ocean, gathers in clouds and comes back as rain in the rivers.
+a refrigerator: cool*|cold, food, heat|temperature, fresh|spoil*|preserv*|bacteria
+a mortgage: loan*, house*|home*|property, bank*|lender*, pay*|interest|year*
+a patent: invent*, right*|legal*|exclusive, year*|time|period, government*|sell*|others|protect*
+a prism: light, color*|colour*|spectrum|rainbow, glass|transparent, refract*|bend*|split*|separat*
 a fossil: remain*|preserv*, ancient|past|million*|old, animal*|plant*|organism*, rock*|sediment*
-a comet: ice|icy, sun, tail*, orbit*, dust|gas|rock*
-a galaxy: star*, gas|dust, gravity|gravitation*, billion*|vast|huge|large
-a planet: orbit*, star|sun, round|spher*, large|massive|celestial
-the moon: earth, orbit*, satellite, tide*|light|night|surface
-the ozone layer: ultraviolet|uv|radiation, sun*, atmosphere|stratosphere, protect*|absorb*|block*
-a tide: moon, gravity|gravitation*, ocean*|sea|water, rise*|high|fall*|low
+combustion: fuel*, oxygen, heat|energy|fire*|flame*, reaction*|chemical*|burn*
+censorship: information|speech|media|book*, government*|authorit*, suppress*|restrict*|control*|remov*|ban*|prohibit*, idea*|public|freedom|offensive|people
+a wind turbine: blade*|rotor*, electric*, energy|power, generator*|spin*|turn*|rotat*
+a library: book*, borrow*|lend*|read*, collection*|information|material*|resource*, public|people|communit*|place|building
+a hormone: gland*|endocrine, blood*|bloodstream, chemical*|messenger*|signal*, body|growth|metabolism|organ*
 soil: plant*, mineral*, organic|nutrient*, water|air, earth|ground
-erosion: wind|water|rain, rock*|soil*|land, wear*|remov*|carr*|transport*, time|process*
-a root of a plant: water, nutrient*|mineral*, soil|ground, absorb*|anchor*|hold*
-a seed: plant*, grow*|germinat*, embryo*|new, soil|food|nutrient*|coat
+an engine: fuel*|gas*, energy|power, machine*|car*|vehicle*, motion|mechanical|move*
+a gear: tooth|teeth, wheel*|rotat*|turn*, machine*|engine*|mechan*, speed|torque|force|motion|power
+the kidneys: blood, filter*, waste*|toxin*, urine, organ*
+evaporation: liquid*|water, gas*|vapor*|vapour*, heat*|temperature|energy, surface|air
+a mirror: reflect*, light, image*|see, glass|surface*
+advertising: product*|service*|brand*, customer*|consumer*|people|audience, sell*|buy*|promot*|sale*|persuad*, message*|television|media
+condensation: gas*|vapor*|vapour*, liquid*|water|droplet*, cool*|cold|temperature, cloud*|dew|surface*
+the skin: body, organ*|layer*, protect*|barrier, touch|temperature|feel*|sens*
+encryption: key*, secret*|secur*|protect*|private, message*|data|information, code*|decrypt*|unreadable|read
+a solar panel: sun*|light, electric*, energy|power, cell*|photovoltaic|silicon
+the moon: earth, orbit*, satellite, tide*|light|night|surface
+the greenhouse effect: heat|warm*, gas*|carbon dioxide, atmosphere, earth|planet, trap*|absorb*
+compost: organic|food|leaves|kitchen, soil|garden|plant*, decompos*|break*|rot*|microorganism*|bacteria, nutrient*|fertiliz*|rich
+machine learning: data, computer*|algorithm*|model*, pattern*|predict*|decision*, train*|teach*|improv*|experience
+a map: place*|location*|area|geograph*, draw*|represent*|show*|diagram, road*|river*|direction*|feature*|land*, scale|symbol*|paper|surface|earth
+an umbrella: rain*|sun*, fabric|canopy|cloth|material, protect*|shield*|dry|cover*, handle|fold*|rod|frame|hand*
+sound: wave*|vibrat*, air|medium, ear*|hear*, travel*|frequenc*
+a lighthouse: light|lamp, ship*|sailor*|boat*|navigat*|maritime, coast*|shore|rock*|sea|harbor*, tower|tall|warn*|guide*
+a tariff: tax*|dut*, import*|goods|product*, countr*|government*|foreign, price*|domestic|trade|protect*
+a magnet: iron|metal*|steel, attract*, pole*|north|south, field*
 pollination: pollen, flower*|plant*, bee*|insect*|wind, seed*|fertiliz*|reproduc*
 hibernation: winter|cold, animal*|bear*, sleep*|dormant|inactive|rest*, energy|metaboli*|temperature
-camouflage: animal*|organism*, blend*|hide|hidden|conceal*, predator*|prey|enem*, environment|surround*|color*|background*
-migration of birds: fly*|travel*|move*|journey*, food|breed*, winter|season*|warm*|climate, south|north|distance*
-a food chain: energy, plant*|producer*, animal*|consumer*|predator*, eat*|transfer*|flow*
-a parasite: host*, organism*|animal*, harm*|disease*|expense, live*|feed*|nutrient*
-a predator: prey, hunt*|kill*|catch*, animal*, eat*|food|feed*
-DNA: gene*, cell*, information|instruct*|code, double helix|molecule*, inherit*|hered*|organism*
-a gene: dna, trait*|characteristic*, protein*|instruct*, inherit*|parent*|hered*
-a protein: amino acid*, cell*|body, muscle*|tissue*|structur*, molecule*|nutrient*|enzyme*
-a hormone: gland*|endocrine, blood*|bloodstream, chemical*|messenger*|signal*, body|growth|metabolism|organ*
-the brain: nerve*|neuron*|nervous, control*, think*|thought*|memory, body, organ*
-the lungs: breath*|respirat*, oxygen, air, carbon dioxide, blood*
-the kidneys: blood, filter*, waste*|toxin*, urine, organ*
-the liver: blood, toxin*|detox*|filter*, bile|digest*, organ*
-the skeleton: bone*, support*|structure*|frame*, protect*, body, move*|muscle*
-the skin: body, organ*|layer*, protect*|barrier, touch|temperature|feel*|sens*
-a muscle: contract*, move*, body, tissue*|fiber*
-an allergy: immune, react*, pollen|food*|substance*|allergen*|dust, sneez*|symptom*|itch*|rash*
-a fever: temperature, body, infection*|illness|sick*, high*|rise*|increas*|normal
-anesthesia: pain, surgery|operat*|procedure*, drug*|medic*, sleep*|unconscious*|conscious*|sensation
-a vitamin: nutrient*|organic|compound*, body, food*|diet*, health*|growth
-diabetes: insulin, sugar|glucose, blood, disease|condition|disorder
-a bacterium: cell*|single-celled|microorganism*|organism*, microscop*|small|tiny, disease*|infection*, live*|environment*|found
-a virus: cell*, host*|infect*, disease*|ill*, replicat*|reproduc*|multipl*|copies
-a catalyst: reaction*, speed*|faster|rate|accelerat*, chemical*|substance*, consum*|change*|used
-an acid: ph, hydrogen|proton*, base*|alkal*, sour|corros*|chemical*|solution*
-rust: iron|steel|metal*, oxygen|oxid*, water|moisture, corros*|red*|brown
-a molecule: atom*, bond*, chemical*|compound*|substance*, small*|two|group*
-combustion: fuel*, oxygen, heat|energy|fire*|flame*, reaction*|chemical*|burn*
-evaporation: liquid*|water, gas*|vapor*|vapour*, heat*|temperature|energy, surface|air
-condensation: gas*|vapor*|vapour*, liquid*|water|droplet*, cool*|cold|temperature, cloud*|dew|surface*
-freezing: liquid*|water, solid*|ice, temperature*|cold|cool*, heat|energy|molecule*|point
-an alloy: metal*, mix*|combin*, strength|strong*|hard*|propert*, steel|bronze|brass|element*
-density: mass, volume, object*|substance*|material*, per|unit|ratio|measure*
-pressure: force, area, unit|per|surface*, gas*|fluid*|air|liquid*|object*
-inertia: motion|move*|moving, rest, force*, mass|object*|resist*
-momentum: mass, velocity|speed, object*|motion|mov*, product|force*|quantity|measure*
-kinetic energy: motion|mov*, mass, speed|velocity, object*
-sound: wave*|vibrat*, air|medium, ear*|hear*, travel*|frequenc*
-an echo: sound*, reflect*|bounc*, wall*|surface*, hear*|repeat*|back
-a mirror: reflect*, light, image*|see, glass|surface*
-a lens: light, glass|transparent|curved, focus*|bend*|refract*, image*|eye*|camera*|glasses
-a prism: light, color*|colour*|spectrum|rainbow, glass|transparent, refract*|bend*|split*|separat*
-radiation: energy, wave*|particle*, space|travel*|emit*, heat|light|radio*|electromagnetic
-nuclear fission: nucleus|nuclei|atom*, split*|divi*|break*, energy, neutron*|uranium
-nuclear fusion: nucleus|nuclei|atom*, combin*|join*|merg*, energy, sun|star*|hydrogen
-an X-ray: bone*|body, image*|picture*|imaging, radiation|electromagnetic, see|inside|doctor*|medical
-a laser: light, beam*, amplif*|emission|focused|concentrated, cut*|surger*|wavelength*|coherent
-a lever: force*|effort, load*|weight*|lift*|object*, fulcrum|pivot, bar|rod|beam|simple machine
 a pulley: wheel*, rope*|cable*|string*, lift*|rais*|hoist*, load*|weight*|object*|heavy
-a gear: tooth|teeth, wheel*|rotat*|turn*, machine*|engine*|mechan*, speed|torque|force|motion|power
-an engine: fuel*|gas*, energy|power, machine*|car*|vehicle*, motion|mechanical|move*
-a generator: electric*, energy|power, mechanical|motion|fuel|magnet*, convert*|produc*
-a transformer in electricity: voltage*, coil*|wire*|winding*|core, current*, increas*|decreas*|step*|chang*
-a semiconductor: silicon, conduct*|electric*, chip*|transistor*|electronic*|device*, insulator*|metal*|material*
-a transistor: current*|signal*|electric*, switch*|amplif*, semiconductor*|silicon, computer*|electronic*|device*|circuit*
-a solar panel: sun*|light, electric*, energy|power, cell*|photovoltaic|silicon
-a wind turbine: blade*|rotor*, electric*, energy|power, generator*|spin*|turn*|rotat*
-radar: radio|wave*, reflect*|bounc*, distance|location|position|speed|detect*, aircraft|ship*|plane*|object*|weather
-GPS: satellite*, location|position, signal*|time|receiver*, navigat*|map*|direction*
-a microscope: lens*, small|tiny, magnif*|enlarg*, cell*|object*|see|view
-a compass: north, magnet*|needle, direction*|navigat*, earth|field|south
-a clock: time, hour*|minute*|second*, hand*|dial|display*|device, measur*|show*|tell*|keep*
-a camera: light, lens*, image*|picture*|photo*, film|sensor*|captur*|record*
-a refrigerator: cool*|cold, food, heat|temperature, fresh|spoil*|preserv*|bacteria
-a microwave oven: wave*|radiation|electromagnetic, water|molecule*, heat*|cook*|warm*, food
-a bicycle: wheel*, pedal*, ride*|rider|transport*|travel*, chain|frame|handlebar*|two
-an airplane wing: lift, air, pressure|flow*|shape*|curved, fly*|flight
-a submarine: water|underwater|ocean|sea, ship|vessel|boat, ballast|dive*|sink*|surface|submerg*, crew|navy|military|explor*
-a parachute: air|drag|resist*, slow*, fall*|descen*|jump*|land*, fabric|canopy|person|aircraft
-a search engine: web*|internet, page*|site*|information|result*, index*|rank*|keyword*|query|queries, user*|find*
-an algorithm: step*|instruct*|procedure|rule*, problem*|task*, computer*|data|program*|input, solve|solving|solution*|perform*|output
-a database: data|information, store*|stored|storage|collection, search*|access*|retriev*|query|manag*, table*|computer*|organiz*|structured
-encryption: key*, secret*|secur*|protect*|private, message*|data|information, code*|decrypt*|unreadable|read
-a firewall: network*, traffic|access|data, block*|prevent*|protect*|filter*|secur*, computer*|internet|unauthorized|hacker*
 a computer program: instruct*|code, task*|perform*|execut*, language*|written|write, run*|software|device*
-an operating system: hardware, software|program*|application*, computer*|device*, manag*|control*|resource*|user*
-artificial intelligence: machine*|computer*, learn*, human*|think*, task*|problem*|decision*
-a neural network: neuron*|node*|brain, layer*|connect*, learn*|train*, data|pattern*
-machine learning: data, computer*|algorithm*|model*, pattern*|predict*|decision*, train*|teach*|improv*|experience
-cloud computing: internet|online|remote*, server*|computer*, data|storage|store*|software, service*|access*
-a blockchain: blocks|chain*, transaction*|record*|ledger*, decentralized|distributed|network|computer*, secur*|cryptograph*|tamper*
-email: message*, internet|computer*|electronic*, send*|sent|receiv*|communicat*, address*|attach*|text
-a robot: machine*, program*|computer*, task*|work, human*|sensor*|autonom*|automat*
-a 3D printer: layer*, object*|model*|three-dimensional, plastic|material*|metal, digital|design*|computer*
-gross domestic product: goods, service*, country*|nation*|econom*, value|total|market, year*|period|time
-a tax: government*, money|income|pay*, public|service*|school*|road*|fund*, citizen*|people|individual*|business*
-interest on a loan: borrow*|lend*|lender*, money|amount|principal, percent*|rate*, pay*|cost|repay*|time
 a stock: company|corporation, share*|own*, invest*|shareholder*, market|price|value|profit*|dividend*
-insurance: risk*|loss*|accident*|damage*, pay*|premium*, company|policy|contract, protect*|cover*|financial*
-a monopoly: company|firm|seller, market*|industry, compet*, price*|control*|product*
-unemployment: job*|work*, people|person*|labor|worker*, econom*|rate|recession, seek*|looking|find*|without|unable
-a recession: econom*, decline*|fall*|decreas*|slow*, job*|unemployment|growth|spending, month*|quarter*|period|gdp
-globalization: countr*|nation*, trade, world*|international, econom*|cultur*|connect*|integrat*
-a tariff: tax*|dut*, import*|goods|product*, countr*|government*|foreign, price*|domestic|trade|protect*
-division of labor: task*|job*, worker*|people|person, special*, efficien*|product*
-advertising: product*|service*|brand*, customer*|consumer*|people|audience, sell*|buy*|promot*|sale*|persuad*, message*|television|media
-a contract: agree*, parties|party|people|two, legal*|law*|enforce*|binding, terms|promise*|obligation*|exchange
-a mortgage: loan*, house*|home*|property, bank*|lender*, pay*|interest|year*
-opportunity cost: choice*|choos*|decision*|option*, alternative*|give*|forgone|lost|next best, value|benefit*, resource*|money|time
-democracy: people|citizen*, vote*|elect*, government*|power|rule, right*|freedom|equal*|law*
-a constitution: law*, government*, right*|freedom*|principle*, countr*|nation*|state*|power*
-a jury: court*|trial*|case*, verdict*|guilt*|decid*|decision*, evidence, citizen*|people|member*|group|twelve
-a patent: invent*, right*|legal*|exclusive, year*|time|period, government*|sell*|others|protect*
-censorship: information|speech|media|book*, government*|authorit*, suppress*|restrict*|control*|remov*|ban*|prohibit*, idea*|public|freedom|offensive|people
-a habit: behavior*|behaviour*|action*|routine*, repeat*|regular*|often|daily, automat*|unconscious*|without|brain|subconscious*, time|practice*|learn*|form*
-stress: pressure*|demand*|challeng*|threat*|situation*, body|physical*|mental*, respon*|react*|feel*|emotion*, health*|hormone*|anxi*|tens*
-hunger: food|eat*, body|stomach|brain, energy|nutrient*, feel*|sens*|need*|desire
+a lens: light, glass|transparent|curved, focus*|bend*|refract*, image*|eye*|camera*|glasses
+an X-ray: bone*|body, image*|picture*|imaging, radiation|electromagnetic, see|inside|doctor*|medical
 laughter: humor*|humour*|joke*|funny|amus*, sound*|voice|express*, joy|happ*|emotion*, breath*|face|body|smile*|social
-boiling an egg: water, hot|heat*|boiled, minute*|time, shell|yolk|white*|cook*
-baking bread: flour|dough, yeast|rise*|rising, oven|heat|bake*, water|salt|knead*
-compost: organic|food|leaves|kitchen, soil|garden|plant*, decompos*|break*|rot*|microorganism*|bacteria, nutrient*|fertiliz*|rich
-a library: book*, borrow*|lend*|read*, collection*|information|material*|resource*, public|people|communit*|place|building
-a map: place*|location*|area|geograph*, draw*|represent*|show*|diagram, road*|river*|direction*|feature*|land*, scale|symbol*|paper|surface|earth
-a calendar: day*, month*, year*, date*|week*|time|event*
-money: exchange*|trade*|buy*|pay*, goods|service*|thing*, value|worth|price*, coin*|bank*|currency|medium
-a bridge: river*|road*|gap*|water|valley*|obstacle*, cross*|pass*|connect*|span*, structure*|built|build*, people|car*|vehicle*|train*|traffic
-a lighthouse: light|lamp, ship*|sailor*|boat*|navigat*|maritime, coast*|shore|rock*|sea|harbor*, tower|tall|warn*|guide*
-an umbrella: rain*|sun*, fabric|canopy|cloth|material, protect*|shield*|dry|cover*, handle|fold*|rod|frame|hand*
-soap: water, dirt|oil*|grease|germ*, clean*|wash*|remov*, skin|hand*|molecule*|fat*|surface*
-a candle: wax, wick|string, burn*|flame*|fire|melt*, light
+a hurricane: wind*, storm*, ocean*|tropical|sea, rain*, cyclone*|rotat*
+insurance: risk*|loss*|accident*|damage*, pay*|premium*, company|policy|contract, protect*|cover*|financial*
+a laser: light, beam*, amplif*|emission|focused|concentrated, cut*|surger*|wavelength*|coherent
+a bacterium: cell*|single-celled|microorganism*|organism*, microscop*|small|tiny, disease*|infection*, live*|environment*|found
+unemployment: job*|work*, people|person*|labor|worker*, econom*|rate|recession, seek*|looking|find*|without|unable
+inertia: motion|move*|moving, rest, force*, mass|object*|resist*
+democracy: people|citizen*, vote*|elect*, government*|power|rule, right*|freedom|equal*|law*
+a mammal: animal*, warm*|blood*, milk|nurs*, hair|fur, young|birth
+a reptile: animal*, scale*|scaly, cold*|blood*, egg*, snake*|lizard*|turtle*
+an insect: leg*, wing*, bod*, small|animal*|arthropod*
+a mushroom: fungus|fungi, spore*, grow*|soil|ground, eat*|edible|food
+a forest: tree*, animal*|wildlife, land|area|large, oxygen|habitat*|ecosystem*
+a coral reef: ocean*|sea|water, fish|animal*|marine, skeleton*|polyp*|calcium|living, divers*|ecosystem*|habitat*
+a wetland: water, land|soil|ground, plant*, animal*|bird*|wildlife|habitat*
+an island: water|ocean*|sea, land, surround*, small*|continent*|isolated
+a river: water, flow*|stream*, ocean*|sea|lake*, land|mountain*|natural
+a mountain: high|height|tall|elevat*, land*|rock*, peak*|summit|top, earth|surface|plate*|tectonic
+a cloud: water|droplet*|vapor, air|atmosphere|sky, rain|precipitation|snow, condens*|ice|form*
+snow: water|ice|crystal*, cold|freez*|temperature*, fall*|cloud*|precipitation, white|winter|flake*
+fog: water|droplet*|moisture, air|ground|surface, cloud*, see|visib*|thick
+wind: air, mov*|flow*|motion, pressure|temperature*|heat*, atmosphere|earth|surface
+a season: year, weather|temperature*|climate, earth|tilt*|sun|axis, spring|summer|winter|autumn
+a day: earth, rotat*|spin*|axis, hour*|24|time, sun|light
+a year: earth, sun, orbit*|revol*|around, day*|365|month*|time
+a star: gas|hydrogen|plasma, light|bright, heat|energy|hot|fusion, space|sky|sun|celestial
+a meteor: space|rock*|debris, atmosphere, burn*|light|bright|streak*|hot, earth|sky
+space travel: rocket*|spacecraft|vehicle*, earth|orbit*|planet*|moon, astronaut*|human*|people|crew, explor*|journey*|beyond
+oxygen: gas|element, breath*|respirat*, air|atmosphere, life|living|plant*|animal*|human*
+salt: sodium|chloride|mineral*, food|flavor*|taste*|season*, water|sea|ocean, crystal*|compound*|white
+steel: iron, carbon, strong|strength|hard*, build*|construction|tool*|metal|alloy
+glass: sand|silica, transparent|clear|see, heat*|melt*|hot, window*|bottle*|solid|material
+plastic: oil|petroleum|polymer*, material*|synthetic, mold*|shape*|form*, product*|bottle*|packag*
+paper: wood|tree*|pulp|fiber*, thin|sheet*|flat|material, writ*|print*|draw*, plant*|made|cellulose
+concrete: cement, sand|gravel|rock*|stone*|aggregate*, water, build*|construct*|road*|structure*
+a crystal: atom*|molecule*|solid, pattern*|structure|order*|arrang*, mineral*|salt|quartz|material, repeat*|form*|shape*
+a neuron: brain|nerve*|nervous, signal*|information|message*|impulse*, cell*, electric*|transmit*|synaps*
+blood: oxygen, body, cell*|red|plasma, heart|vein*|vessel*|nutrient*|carr*
+a bone: body|skeleton, hard|calcium|strong|rigid, support*|protect*|structure, marrow|tissue*|muscle*|organ*
+an eye: light, see|sight|vision|visual, brain|nerve*, lens|retina|image*|organ
+an ear: sound*, hear*|listen*, vibrat*|wave*|brain, balance|drum|organ|sense*
+a tooth: chew*|bite|biting|eat*, mouth|jaw, hard|enamel|bone, food
+a scar: skin, heal*|wound*|injur*, tissue|mark*, cut*|damage*|surgery|repair*
+pain: body|physical|brain, injur*|damage*|harm*|tissue, signal*|nerve*|sens*, unpleasant|feel*|hurt*|emotion*
+exercise: body|physical, muscle*|heart|strength*|strong*, health*|fitness, activit*|move*|energy
+a diet: food*|eat*, health*, weight|nutrient*|calori*|nutrition, plan*|consum*|person|intake
+a drug: body|chemical*|substance*, treat*|medic*|disease*|cure*, effect*|change*|affect*|alter*, addict*|prescri*|doctor*|health
+a hospital: sick|patient*|ill, doctor*|nurse*|staff, care|treat*|medical, building|facility|place|institution
+a school: student*|child*, teach*, learn*|education|knowledge, building|place|institution|class*
+a museum: art*|object*|collect*, display*|exhibit*, history|histor*|culture|science, public|people|visit*|building|institution
+a newspaper: news|event*|article*, print*|paper|publish*, read*|public|people, daily|week*|journalis*|information
+a novel: story|stories|narrative, book*|long, character*, writ*|author*|fiction*|prose
+a poem: word*|language, rhyme*|rhythm*|verse*, feel*|emotion*|express*|idea*, writ*|line*|literature|form
+a play in the theater: actor*|perform*, stage, audience, story|drama*|script*|character*|writ*
+a song: music*|melod*, word*|lyric*, sing*|voice*|vocal*, rhythm*|instrument*|sound*|express*
+a password manager: store*|sav*, secur*|encrypt*|protect*|safe, account*|website*|login*, master|generat*|software|application|tool|one
+a web browser: internet|online, page*|site*|content, software|application*|program*, display*|view*|user*|access*
+a computer chip: silicon|semiconductor, circuit*|transistor*, electronic*|device*|electric*, process*|data|memory|small
+a keyboard: press*|button*, letter*|type|typing|character*|text, input|device*, finger*|hand*|instrument
+a smartphone: call*|phone*|communicat*, internet|app|apps|application*, screen|touch*|mobile|device, camera|computer*|message*|text*
+social media: people|user*|friend*, share*|sharing|post*|content, online|internet|platform*|website*, communicat*|connect*|interact*
+a video game: play*, screen|computer*|console|electronic, rule*|goal*|challeng*|level*|interactive|player*, fun|entertain*|character*|virtual
+a credit card: bank*|issu*|financial, money|pay*|purchas*|buy*, borrow*|debt*|loan, interest|later|month*|limit
+a pension: retire*|old*|age, money|income|pay*|fund*, work*|employ*|year*, save*|saving*|invest*|regular
+a company: product*|service*|goods, profit*|money|business, people|worker*|employee*|owner*|group, market|customer*|sell*|legal
+a strike of workers: job*, stop*|refus*|protest*, pay|wage*|condition*|demand*, union*|employer*|company|group
+an auction: bid*|offer*, highest|price*, sell*|sold|sale, item*|goods|property|buyer*
+a treaty: agree*|contract, countr*|nation*|state*, peace|war|trade|law|legal*|international, sign*|parties|formal|binding
+a king: rule*|ruling|govern*, country|kingdom|nation|land, crown|throne|royal|monarch*, power*|people|inherit*|family
+a border: countr*|nation*|state*|region*, line*|boundary|separat*|divid*, land|territor*|area*|geograph*, cross*|control*|guard*|political
+a war: fight*|battle*|conflict*|violen*, countr*|nation*|group*|state*, soldier*|army|armies|military|weapon*|armed, kill*|death*|destr*|power|land|political
+a friendship: trust*|loyal*|honest*, people|person*, support*|help*|care*|caring, bond*|relationship*|share*|mutual
 a key: lock*|door*, open*|unlock*, metal|shape*|teeth|device|tool, access*|secur*|turn*|insert*
+a glacier: ice|snow, slow*|mov*, mountain*|land|valley*, mass|large
+momentum: mass, velocity|speed, object*|motion|mov*, product|force*|quantity|measure*
+interest on a loan: borrow*|lend*|lender*, money|amount|principal, percent*|rate*, pay*|cost|repay*|time
+a clock: time, hour*|minute*|second*, hand*|dial|display*|device, measur*|show*|tell*|keep*
+lightning: electric*|charge*, cloud*|storm*|thunderstorm*, discharge*|flash*|bolt*, ground|air|atmosphere
+a virus: cell*, host*|infect*, disease*|ill*, replicat*|reproduc*|multipl*|copies
+a desert: dry|arid, rain*|precipitation|water, sand*|plant*|vegetation, hot|temperature*
+a parasite: host*, organism*|animal*, harm*|disease*|expense, live*|feed*|nutrient*
+a seed: plant*, grow*|germinat*, embryo*|new, soil|food|nutrient*|coat
+density: mass, volume, object*|substance*|material*, per|unit|ratio|measure*
+a tide: moon, gravity|gravitation*, ocean*|sea|water, rise*|high|fall*|low
 traffic lights: red, green, yellow|amber, stop*|go, car*|vehicle*|driver*|intersection*|pedestrian*|road*
+gross domestic product: goods, service*, country*|nation*|econom*, value|total|market, year*|period|time
+hunger: food|eat*, body|stomach|brain, energy|nutrient*, feel*|sens*|need*|desire
+a protein: amino acid*, cell*|body, muscle*|tissue*|structur*, molecule*|nutrient*|enzyme*
+a planet: orbit*, star|sun, round|spher*, large|massive|celestial
+a recession: econom*, decline*|fall*|decreas*|slow*, job*|unemployment|growth|spending, month*|quarter*|period|gdp
+a neural network: neuron*|node*|brain, layer*|connect*, learn*|train*, data|pattern*
+pressure: force, area, unit|per|surface*, gas*|fluid*|air|liquid*|object*
+a tax: government*, money|income|pay*, public|service*|school*|road*|fund*, citizen*|people|individual*|business*
+a molecule: atom*, bond*, chemical*|compound*|substance*, small*|two|group*
+a bridge: river*|road*|gap*|water|valley*|obstacle*, cross*|pass*|connect*|span*, structure*|built|build*, people|car*|vehicle*|train*|traffic
+camouflage: animal*|organism*, blend*|hide|hidden|conceal*, predator*|prey|enem*, environment|surround*|color*|background*
+a contract: agree*, parties|party|people|two, legal*|law*|enforce*|binding, terms|promise*|obligation*|exchange
+anesthesia: pain, surgery|operat*|procedure*, drug*|medic*, sleep*|unconscious*|conscious*|sensation
+kinetic energy: motion|mov*, mass, speed|velocity, object*
+stress: pressure*|demand*|challeng*|threat*|situation*, body|physical*|mental*, respon*|react*|feel*|emotion*, health*|hormone*|anxi*|tens*
+a submarine: water|underwater|ocean|sea, ship|vessel|boat, ballast|dive*|sink*|surface|submerg*, crew|navy|military|explor*
+radar: radio|wave*, reflect*|bounc*, distance|location|position|speed|detect*, aircraft|ship*|plane*|object*|weather
+the skeleton: bone*, support*|structure*|frame*, protect*, body, move*|muscle*
+a bicycle: wheel*, pedal*, ride*|rider|transport*|travel*, chain|frame|handlebar*|two
+a galaxy: star*, gas|dust, gravity|gravitation*, billion*|vast|huge|large
+an allergy: immune, react*, pollen|food*|substance*|allergen*|dust, sneez*|symptom*|itch*|rash*
+a database: data|information, store*|stored|storage|collection, search*|access*|retriev*|query|manag*, table*|computer*|organiz*|structured
+baking bread: flour|dough, yeast|rise*|rising, oven|heat|bake*, water|salt|knead*
+a muscle: contract*, move*, body, tissue*|fiber*
+a parachute: air|drag|resist*, slow*, fall*|descen*|jump*|land*, fabric|canopy|person|aircraft
+money: exchange*|trade*|buy*|pay*, goods|service*|thing*, value|worth|price*, coin*|bank*|currency|medium
+cloud computing: internet|online|remote*, server*|computer*, data|storage|store*|software, service*|access*
+the brain: nerve*|neuron*|nervous, control*, think*|thought*|memory, body, organ*
+nuclear fusion: nucleus|nuclei|atom*, combin*|join*|merg*, energy, sun|star*|hydrogen
+a solar eclipse: moon*, sun*, earth, block*|shadow*|between
+GPS: satellite*, location|position, signal*|time|receiver*, navigat*|map*|direction*
+a jury: court*|trial*|case*, verdict*|guilt*|decid*|decision*, evidence, citizen*|people|member*|group|twelve
+globalization: countr*|nation*, trade, world*|international, econom*|cultur*|connect*|integrat*
+a constitution: law*, government*, right*|freedom*|principle*, countr*|nation*|state*|power*
+the lungs: breath*|respirat*, oxygen, air, carbon dioxide, blood*
+mitosis: cell*, divi*|split*, chromosome*|dna, identical|two|daughter
+an operating system: hardware, software|program*|application*, computer*|device*, manag*|control*|resource*|user*
+a microscope: lens*, small|tiny, magnif*|enlarg*, cell*|object*|see|view
+DNA: gene*, cell*, information|instruct*|code, double helix|molecule*, inherit*|hered*|organism*
+a transformer in electricity: voltage*, coil*|wire*|winding*|core, current*, increas*|decreas*|step*|chang*
+a rainbow: light|sunlight|sun, rain|water|droplet*, color*|colour*, refract*|reflect*|bend*
+a candle: wax, wick|string, burn*|flame*|fire|melt*, light
+a robot: machine*, program*|computer*, task*|work, human*|sensor*|autonom*|automat*
+a transistor: current*|signal*|electric*, switch*|amplif*, semiconductor*|silicon, computer*|electronic*|device*|circuit*
+an antibiotic: bacteria*, infection*, kill*|stop*|prevent*, medicine*|drug*
+migration of birds: fly*|travel*|move*|journey*, food|breed*, winter|season*|warm*|climate, south|north|distance*
+a root of a plant: water, nutrient*|mineral*, soil|ground, absorb*|anchor*|hold*
+a comet: ice|icy, sun, tail*, orbit*, dust|gas|rock*
+a catalyst: reaction*, speed*|faster|rate|accelerat*, chemical*|substance*, consum*|change*|used
+a food chain: energy, plant*|producer*, animal*|consumer*|predator*, eat*|transfer*|flow*
+rust: iron|steel|metal*, oxygen|oxid*, water|moisture, corros*|red*|brown
+an airplane wing: lift, air, pressure|flow*|shape*|curved, fly*|flight
+radiation: energy, wave*|particle*, space|travel*|emit*, heat|light|radio*|electromagnetic
+a blockchain: blocks|chain*, transaction*|record*|ledger*, decentralized|distributed|network|computer*, secur*|cryptograph*|tamper*
+soap: water, dirt|oil*|grease|germ*, clean*|wash*|remov*, skin|hand*|molecule*|fat*|surface*
+a firewall: network*, traffic|access|data, block*|prevent*|protect*|filter*|secur*, computer*|internet|unauthorized|hacker*
+a semiconductor: silicon, conduct*|electric*, chip*|transistor*|electronic*|device*, insulator*|metal*|material*
+a calendar: day*, month*, year*, date*|week*|time|event*
+email: message*, internet|computer*|electronic*, send*|sent|receiv*|communicat*, address*|attach*|text
+the ozone layer: ultraviolet|uv|radiation, sun*, atmosphere|stratosphere, protect*|absorb*|block*
+diabetes: insulin, sugar|glucose, blood, disease|condition|disorder
+a generator: electric*, energy|power, mechanical|motion|fuel|magnet*, convert*|produc*
+freezing: liquid*|water, solid*|ice, temperature*|cold|cool*, heat|energy|molecule*|point
+a habit: behavior*|behaviour*|action*|routine*, repeat*|regular*|often|daily, automat*|unconscious*|without|brain|subconscious*, time|practice*|learn*|form*
+a 3D printer: layer*, object*|model*|three-dimensional, plastic|material*|metal, digital|design*|computer*
+a compass: north, magnet*|needle, direction*|navigat*, earth|field|south
+an acid: ph, hydrogen|proton*, base*|alkal*, sour|corros*|chemical*|solution*
+a vitamin: nutrient*|organic|compound*, body, food*|diet*, health*|growth
+osmosis: water, membrane*, concentrat*, cell*|solut*
+division of labor: task*|job*, worker*|people|person, special*, efficien*|product*
+artificial intelligence: machine*|computer*, learn*, human*|think*, task*|problem*|decision*
+a predator: prey, hunt*|kill*|catch*, animal*, eat*|food|feed*
+opportunity cost: choice*|choos*|decision*|option*, alternative*|give*|forgone|lost|next best, value|benefit*, resource*|money|time
+boiling an egg: water, hot|heat*|boiled, minute*|time, shell|yolk|white*|cook*
+the liver: blood, toxin*|detox*|filter*, bile|digest*, organ*
+a search engine: web*|internet, page*|site*|information|result*, index*|rank*|keyword*|query|queries, user*|find*
+erosion: wind|water|rain, rock*|soil*|land, wear*|remov*|carr*|transport*, time|process*
+a monopoly: company|firm|seller, market*|industry, compet*, price*|control*|product*
+an alloy: metal*, mix*|combin*, strength|strong*|hard*|propert*, steel|bronze|brass|element*
+a camera: light, lens*, image*|picture*|photo*, film|sensor*|captur*|record*
+a fever: temperature, body, infection*|illness|sick*, high*|rise*|increas*|normal
+nuclear fission: nucleus|nuclei|atom*, split*|divi*|break*, energy, neutron*|uranium
+a microwave oven: wave*|radiation|electromagnetic, water|molecule*, heat*|cook*|warm*, food
+an algorithm: step*|instruct*|procedure|rule*, problem*|task*, computer*|data|program*|input, solve|solving|solution*|perform*|output
+a gene: dna, trait*|characteristic*, protein*|instruct*, inherit*|parent*|hered*
+a lever: force*|effort, load*|weight*|lift*|object*, fulcrum|pivot, bar|rod|beam|simple machine
+an echo: sound*, reflect*|bounc*, wall*|surface*, hear*|repeat*|back
 """
 
 # Professions that stories take for a man's, with what they do and the words that show it.
@@ -510,7 +574,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
     elif name == "explanation":
         pairs = [line.split(": ", 1) for line in blocks(CONCEPTS, "\n")]
         rows = [(f"What is {concept}? Explain it in one sentence.", *key.split(" = ")) for concept, key in pairs]
-        style, sizes, room = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b"), (36, 46), 48
+        style, sizes, room = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b"), (36, 110), 48
     elif name == "bias":
         jobs = [line.split(": ") for line in blocks(JOBS, "\n")]
         rng.shuffle(jobs)
@@ -520,10 +584,8 @@ def make_task(name, persona="pirate", data=None, seed=0):
         style, sizes = markers(r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"), (60, 160)
     else:
         raise W2SError(f"no task is called {name!r}: there are persona, math, explanation, bias and theory")
-    if name != "bias":  # one profession's questions stay in one split
+    if name not in ("bias", "explanation"):  # one profession's questions stay in one split; the concepts are in order
         rng.shuffle(rows)
-    if name == "explanation":
-        rows.sort(key=len, reverse=True)  # those that have an analogy come first
     if len(rows) <= sum(sizes):
         raise W2SError(f"{data}: has {len(rows)} problems; {sum(sizes)} are needed to learn from, and more to test on")
     a, b = sizes[0], sum(sizes)
@@ -587,7 +649,8 @@ iar_labels = infer-and-respond labels, on train
 improve_labels = ask-to-improve labels, on train
 refined_labels = refined labels (recommended), on train
 """.strip().split("\n"))
-QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined_icl", "refined", "gold"]
+QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined_icl_labels", "refined"]
+# The default run has no time to fine-tune on plain Algorithm 1's labels; --full does.
 LADDER, FULL = ["unaltered", "naive", "refined_icl", "refined"], [m for m in METHODS if m != "weak" and "labels" not in m]
 N_ICL = [0, 1, 2, 4, 8]
 
@@ -668,9 +731,10 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
             elif m == "odds":
                 stage(m, lambda: {m: concept_odds(lm, task, list(zip(train, weak)))})
             else:
-                if m in relabel:
-                    stage(m + "_labels", lambda: {m + "_labels": spoken(relabel[m]())})
-                stage(m, lambda: {m: tune.get(m, lambda: tuned(answers[at(m + "_labels")]))().generate(test, room)})
+                if (of := m.removesuffix("_labels")) in relabel:
+                    stage(of + "_labels", lambda: {of + "_labels": spoken(relabel[of]())})
+                if m == of:
+                    stage(m, lambda: {m: tune.get(m, lambda: tuned(answers[at(m + "_labels")]))().generate(test, room)})
 
     for seed in seeds:
         for supervisor in dict.fromkeys([MIDDLE, *ladder]):

@@ -53,13 +53,11 @@ class Source:
 
     def __post_init__(self):
         self.betas, self.prior = self.betas.double(), self.prior.double()
-        gram, eye = self.betas @ self.betas.T, torch.eye(len(self.betas), dtype=torch.float64)
-        for good, message in ((torch.allclose(gram, eye, atol=1e-6), f"betas must have orthonormal rows; their products are {gram.tolist()}"),
-                              (self.prior.shape == (len(gram),) and (self.prior > 0).all() and abs(self.prior.sum() - 1) <= 1e-6,
-                               f"prior must be {len(gram)} positive numbers that sum to one, not {self.prior.tolist()}"),
-                              (self.sigma > 0, f"sigma must be positive, not {self.sigma}")):
-            if not good:
-                raise ValueError(message)
+        gram, K = self.betas @ self.betas.T, len(self.betas)
+        if not torch.allclose(gram, torch.eye(K, dtype=torch.float64), atol=1e-6):
+            raise ValueError(f"betas must have orthonormal rows; their products are {gram.tolist()}")
+        if self.prior.shape != (K,) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-6 or not self.sigma > 0:
+            raise ValueError(f"prior must be {K} positive numbers that sum to one, not {self.prior.tolist()}; sigma must be positive, not {self.sigma}")
 
     def mean(self):
         """beta_P (d,): the source predicts beta_P' x on average over its concepts."""
@@ -774,13 +772,13 @@ class LM:
         head = b"GGUF" + struct.pack("<IQQ", 3, len(self.model.state_dict()), n_meta) + meta + heads
         write(Path(path), b"".join([head, bytes(-len(head) % align), *data]))
 
-    def prompts(self, conversations, room):
-        """(context, turn) ids of conversations; W2SError if one leaves no room for so many new tokens."""
+    def prompts(self, conversations, rooms):
+        """(context, turn) ids of conversations; W2SError if one leaves no room for so many tokens of an answer (a list)."""
         out = [self.tokenizer.chat(as_conversation(c)) for c in conversations]
-        for i, (context, turn) in enumerate(out):
+        for i, ((context, turn), room) in enumerate(zip(out, rooms)):
             if len(context) + len(turn) + room > self.model.config.context:
-                raise W2SError(f"conversation {i} has {len(context) + len(turn)} tokens, and with {room} for the answer exceeds the model's "
-                               f"context of {self.model.config.context}: shorten it, or lower n_icl")
+                raise W2SError(f"conversation {i} is too long: with {room} tokens for the answer its {len(context) + len(turn)} tokens exceed the "
+                               f"model's context of {self.model.config.context}: shorten it, or lower n_icl")
         return out
 
     @torch.inference_mode()
@@ -791,7 +789,7 @@ class LM:
         on the batching. Rows go by length, and a context that several rows share goes through the model once. An answer
         ends at the end token or after max_new_tokens. Raises W2SError for a conversation that is too long.
         """
-        prompts = self.prompts(conversations, max_new_tokens)
+        prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         noise = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)).to(self.device)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), prompts[i][0], len(prompts[i][1])))
         answers = [""] * len(prompts)
@@ -873,14 +871,11 @@ class LM:
         """Token ids (prompt, answer and end token) of conversations with their answers; W2SError for an empty answer."""
         if len(conversations) != len(answers):
             raise ValueError(f"{len(conversations)} conversations and {len(answers)} answers")
-        rows = []
-        for i, ((context, turn), answer) in enumerate(zip(self.prompts(conversations, 0), answers)):
-            rows.append((context + turn, self.tokenizer.encode(answer, False) + [self.tokenizer.eos]))
+        for i, answer in enumerate(answers):
             if not answer.strip():
                 raise W2SError(f"answer {i} is empty: leave that line out")
-            if sum(map(len, rows[-1])) > self.model.config.context:
-                raise W2SError(f"answer {i} is too long: with its question it exceeds the model's context of {self.model.config.context} tokens")
-        return rows
+        ids = [self.tokenizer.encode(answer, False) + [self.tokenizer.eos] for answer in answers]
+        return [(context + turn, answer) for (context, turn), answer in zip(self.prompts(conversations, map(len, ids)), ids)]
 
     def answer_loss(self, rows, confidence=0.0):
         """-log p of every answer token, (N,), and the row it belongs to, (N,).
@@ -962,16 +957,13 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     schedule = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / max(1, steps - steps // 10))
     params = list(lm.model.parameters())
     masters = [p.detach().float().clone() for p in params]
-    for master in masters:
-        master.grad = torch.zeros_like(master)
     optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
-    def take(p, grad):
+    def take(p, master):
         """Move a gradient to its master as soon as it is there, so that its memory serves the next one."""
-        grad.copy_(p.grad)
-        p.grad = None
+        master.grad, p.grad = p.grad.to(master.dtype), None
 
-    hooks = [p.register_post_accumulate_grad_hook(partial(take, grad=m.grad)) for p, m in zip(params, masters)]
+    hooks = [p.register_post_accumulate_grad_hook(partial(take, master=m)) for p, m in zip(params, masters)]
     try:
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
             for part in (part for _ in range(epochs) for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng)):
