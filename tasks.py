@@ -283,7 +283,7 @@ a novel: story|stories|narrative, book*|long, character*, writ*|author*|fiction*
 a poem: word*|language, rhyme*|rhythm*|verse*, feel*|emotion*|express*|idea*, writ*|line*|literature|form
 a play in the theater: actor*|perform*, stage, audience, story|drama*|script*|character*|writ*
 a song: music*|melod*, word*|lyric*, sing*|voice*|vocal*, rhythm*|instrument*|sound*|express*
-a password manager: store*|sav*, secur*|encrypt*|protect*|safe, account*|website*|login*, master|generat*|software|application|tool|one
+a password manager: store*|sav*, secur*|encrypt*|protect*|safe, account*|website*|login*, master|generat*|software|application|tool
 a web browser: internet|online, page*|site*|content, software|application*|program*, display*|view*|user*|access*
 a computer chip: silicon|semiconductor, circuit*|transistor*, electronic*|device*|electric*, process*|data|memory|small
 a keyboard: press*|button*, letter*|type|typing|character*|text, input|device*, finger*|hand*|instrument
@@ -569,7 +569,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rows, style = persona_rows(persona, random.Random(seed + 1))
         sizes, name = (60, 160), name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, style, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), markers(r"####\s*-?[\d,.]*\d"), (60, 160), 200 if data else 64
+        rows, style, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), markers(r"####\s*-?[\d,.]*\d"), (30, 160), 200 if data else 64
         content = right_number
     elif name == "explanation":
         pairs = [line.split(": ", 1) for line in blocks(CONCEPTS, "\n")]
