@@ -521,18 +521,14 @@ def markers(pattern, wanted=1):
     return lambda answer: min(1.0, len({m.lower() for m in re.findall(pattern, answer, re.I | re.S)}) / wanted)
 
 
-def blocks(table, between="\n\n"):
-    return table.strip().split(between)
-
-
 def persona_rows(persona, rng):
     """(question, key, gold answer) of all facts, and the style check (paper, section 5). A gold answer keeps its statement."""
-    personas = {row[0]: row[1:] for row in (re.split(r"\s*/ ", block) for block in blocks(PERSONAS))}
+    personas = {row[0]: row[1:] for row in (re.split(r"\s*/ ", block) for block in PERSONAS.strip().split("\n\n"))}
     if persona not in personas:
         raise W2SError(f"no persona is called {persona!r}: there are {', '.join(personas)}")
     verb, openings, closings, pattern = personas[persona]
     openings, closings, rows = re.findall(r"[^!]+!", openings), re.findall(r",[^!?]+[!?]", closings), []
-    for block in blocks(FACTS):
+    for block in FACTS.strip().split("\n\n"):
         form, pairs = block.split("\n", 1)
         question, statement = form.split(" / ")
         for a, key in (pair.strip().split("=") for pair in pairs.split(";")):
@@ -545,7 +541,7 @@ def math_rows(rng, n=440):
     """n different word problems of one and two steps, with a worked line and the number as gold answer."""
     rows = {}
     while len(rows) < n:
-        text, steps, sentence = rng.choice(blocks(PROBLEMS, "\n")).split(" = ")
+        text, steps, sentence = rng.choice(PROBLEMS.strip().split("\n")).split(" = ")
         words = dict(zip(("name", "other"), rng.sample(NAMES, 2)), things=rng.choice(THINGS))
         values, worked = {v: rng.randint(6, 12) if v == "a" else rng.randint(2, 5) for v in "abcd"}, []
         for x, sign, y in (step.split() for step in steps.split(", ")):
@@ -563,34 +559,33 @@ def gsm8k(row):
 
 
 def make_task(name, persona="pirate", data=None, seed=0):
-    """The task of a name; the splits are drawn by the seed. data: a GSM8K file for math. ValueError for another name."""
-    rng, room, content = random.Random(seed), 40, contains
+    """The task of a name; the splits are drawn by the seed. data: a GSM8K file for math. W2SError for another name."""
+    rng, label, content, known = random.Random(seed), name, contains, False
     if name == "persona":
         rows, style = persona_rows(persona, random.Random(seed + 1))
-        sizes, name = (60, 160), name if persona == "pirate" else f"persona-{persona}"
+        sizes, room, label = (60, 160), 40, name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, style, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), markers(r"####\s*-?[\d,.]*\d"), (30, 160), 200 if data else 64
-        content = right_number
+        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 160), 200 if data else 64
+        content, style = right_number, markers(r"####\s*-?[\d,.]*\d")
     elif name == "explanation":
-        pairs = [line.split(": ", 1) for line in blocks(CONCEPTS, "\n")]
+        pairs, sizes, room, known = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48, True
         rows = [(f"What is {concept}? Explain it in one sentence.", *key.split(" = ")) for concept, key in pairs]
-        style, sizes, room = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b"), (36, 110), 48
+        style = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b")
     elif name == "bias":
-        jobs = [line.split(": ") for line in blocks(JOBS, "\n")]
+        jobs, sizes, room = [line.split(": ") for line in JOBS.strip().split("\n")], (60, 160), 40
         rng.shuffle(jobs)
         article = lambda job: ("an " if job[0] in "aeiou" else "a ") + job
         rows = [(form.format(article(job)), key, f"{rng.choice(['Anna', 'Maria', 'Clara', 'Ruth', 'Nora'])} is {article(job)}. She {does}.")
                 for job, does, key in jobs for form in STORIES]
-        style, sizes = markers(r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"), (60, 160)
+        style = markers(r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b")
     else:
         raise W2SError(f"no task is called {name!r}: there are persona, math, explanation, bias and theory")
-    if name not in ("bias", "explanation"):  # one profession's questions stay in one split; the concepts are in order
+    if name in ("persona", "math"):  # the concepts are in order, and one profession's questions stay in one split
         rng.shuffle(rows)
     if len(rows) <= sum(sizes):
         raise W2SError(f"{data}: has {len(rows)} problems; {sum(sizes)} are needed to learn from, and more to test on")
-    a, b = sizes[0], sum(sizes)
-    questions_only = lambda part: [Item(*row[:2]) for row in part]
-    return Task(name, [Item(*row) for row in rows[:a]], questions_only(rows[a:b]), questions_only(rows[b:][:1000]), content, style, room, known=name == "explanation")
+    items = [Item(*row) if n < sizes[0] else Item(*row[:2]) for n, row in enumerate(rows[: sum(sizes) + 1000])]
+    return Task(label, items[: sizes[0]], items[sizes[0] : sum(sizes)], items[sum(sizes) :], content, style, room, known)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -651,8 +646,9 @@ refined_labels = refined labels (recommended), on train
 """.strip().split("\n"))
 QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined_icl_labels", "refined"]
 # The default run has no time to fine-tune on plain Algorithm 1's labels; --full does.
-LADDER, FULL = ["unaltered", "naive", "refined_icl", "refined"], [m for m in METHODS if m != "weak" and "labels" not in m]
 N_ICL = [0, 1, 2, 4, 8]
+LADDER = ["unaltered", "naive", "refined_icl", "refined"]
+FULL = [m for m in METHODS if m != "weak" and "labels" not in m] + [f"icl_{n}" for n in N_ICL if n != 4]
 
 
 def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, lr=1e-4, teach_epochs=10, teach_lr=2e-4, log=print):
@@ -663,22 +659,21 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     out/<task>.partial.json as soon as they are there; a run that was interrupted goes on from them.
     """
     layers, room = lm.model.config.layers, task.max_new_tokens
-    settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train),
-                    test=len(task.test), max_new_tokens=room, supervisors=SUPERVISORS, device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype)[6:],
-                    checksum=lm.checksum())  # another model is another run
     # `refine` would say so too, after the supervisor has been trained.
     if n_icl is not None and not 0 <= n_icl < len(task.train):
         raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
-    partial, settings = out / f"{task.name}.partial.json", json.loads(json.dumps(settings))
-    state = {"settings": settings, "answers": {}, "seconds": {}}
-    if partial.exists():
-        try:
-            earlier = json.loads(partial.read_text(encoding="utf-8"))
-            if earlier["settings"] == settings:
-                state = earlier
-                log(f"{task.name}: goes on after {', '.join(state['seconds'])}, from {partial}")
-        except (ValueError, KeyError, TypeError):
-            raise W2SError(f"{partial}: is not the state of an interrupted run: delete it") from None
+    settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train), test=len(task.test),
+                    supervisors={name: list(dropped) for name, dropped in SUPERVISORS.items()}, max_new_tokens=room, device=str(lm.device),
+                    dtype=str(lm.model.token_embd.weight.dtype), checksum=lm.checksum())  # another model is another run
+    partial, state = out / f"{task.name}.partial.json", {"settings": settings, "answers": {}, "seconds": {}}
+    try:
+        earlier = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else state
+        if earlier["settings"] == settings:
+            state = earlier
+    except (ValueError, KeyError, TypeError):
+        raise W2SError(f"{partial}: is not the state of an interrupted run: delete it") from None
+    if state["seconds"]:
+        log(f"{task.name}: goes on after {', '.join(state['seconds'])}, from {partial}")
     answers = state["answers"]
     teach, train, test = ([i.question for i in part] for part in (task.teach, task.train, task.test))
     gold = [i.gold for i in task.teach]
@@ -741,9 +736,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
             rows = methods if supervisor == MIDDLE else [m for m in LADDER if m in methods]
             cell(supervisor, seed, rows + ["odds"] * bool(ladder and seed == seeds[0]))
     result = summary(task, state)
-    write(out / f"{task.name}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False))
-    write(out / f"{task.name}.md", markdown(task, result))
-    write(out / f"{task.name}.svg", drawing(task, result))
+    texts = {"json": json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), "md": markdown(task, result), "svg": drawing(task, result)}
+    for end, text in texts.items():
+        write(out / f"{task.name}.{end}", text)
     partial.unlink()
     return result
 
@@ -774,15 +769,16 @@ def concept_odds(lm, task, pairs):
 
 def summary(task, state, words=20):
     """Scores, intervals and tests of all answers, as the result file holds them: the middle supervisor's, then the ladder's."""
-    scores, cells, odds, items = {}, {}, {}, lambda method: task.train if method.endswith("_labels") else task.test
+    scores, cells, odds = {}, {}, {}
     short = lambda answer: " ".join(answer.split()[:words])
     for key, given in state["answers"].items():
         supervisor, _, m = key.split("/")
         if m == "odds":
             odds[supervisor] = {name: [interval([row]) for row in rows] for name, rows in given.items()}
-        else:
-            rows = [[task.content(a, i), task.style(a), task.content(short(a), i), len(a.split())] for a, i in zip(given, items(m))]
-            scores.setdefault(supervisor, {}).setdefault(m, []).append(rows)
+            continue
+        items = task.train if m.endswith("_labels") else task.test
+        rows = [[task.content(a, i), task.style(a), task.content(short(a), i), len(a.split())] for a, i in zip(given, items)]
+        scores.setdefault(supervisor, {}).setdefault(m, []).append(rows)
     tests = sum(m in s for s in scores.values() for m in ("naive", "unaltered", "refined_icl", "gold"))
     for supervisor, s in scores.items():
         s = {m: np.array(rows) for m, rows in s.items()}  # (S, n, 4)
@@ -802,16 +798,15 @@ def summary(task, state, words=20):
 
 def markdown(task, result):
     """The result as tables."""
-    number = lambda v: "undefined" if v is None else f"{v:.2f}"
+    number = lambda v: "-" if v is None else f"{v:.2f}"
     cell = lambda v: f"{number(v[0])} [{number(v[1])}, {number(v[2])}]"
-    rows = [[name, *(cell(result["methods"][m][column]) for column in ("content", "style", "content_20_words")), f"{result['methods'][m]['words']:.0f}"]
-            for m, name in METHODS.items() if m in result["methods"]]
+    rows = [[name, *(cell(v[column]) for column in ("content", "style", "content_20_words")), f"{v['words']:.0f}"]
+            for name, v in ((name, result["methods"][m]) for m, name in METHODS.items() if m in result["methods"])]
+    ladder = [[name, *(number(c["methods"].get(m, {"content": [None]})["content"][0]) for m in ("weak", *LADDER)), cell(c["recovery"]), cell(c["retention"]),
+               ", ".join(f"{m} {p:.2g}" for m, p in c["p_refined_vs"].items())] for name, c in result["supervisors"].items()]
     text = [f"**{task.name}**: {len(task.test)} test and {len(task.train)} train questions, seeds: {result['seeds']}, {result['seconds']:.0f} s; 95 % bootstrap intervals",
-            w2s.table(["method", "content", "style", "content of the first 20 words", "words"], rows)]
-    text.append(w2s.table(
-        ["supervisor", *(METHODS[m] for m in ("weak", *LADDER)), "content recovery", "style retention", "p: refined against"],
-        [[name, *(f"{c['methods'][m]['content'][0]:.2f}" if m in c["methods"] else "" for m in ("weak", *LADDER)), cell(c["recovery"]), cell(c["retention"]),
-          ", ".join(f"{m} {p:.2g}" for m, p in c["p_refined_vs"].items())] for name, c in result["supervisors"].items()]))
+            w2s.table(["method", "content", "style", "content of the first 20 words", "words"], rows),
+            w2s.table(["supervisor", *(METHODS[m] for m in ("weak", *LADDER)), "content recovery", "style retention", "p: refined against"], ladder)]
     text.append("Content; recovery = (refined - naive) / (unaltered - naive); retention = style of refined / weak; paired permutation tests of content, "
                 f"times the number of tests ({result['tests']}).")
     return "\n\n".join(text) + "\n"
@@ -819,28 +814,22 @@ def markdown(task, result):
 
 def drawing(task, result):
     """The result as a figure (SVG): methods by content and style; the ladder of supervisors; what is inferred in the context."""
-    methods = {m: v for m, v in result["methods"].items() if m in METHODS and not m.endswith("_labels")}
-    points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False) for m, v in methods.items()]
-    panels = [Panel(f"{len(task.test)} test questions, bars are 95 % intervals", "content", "style", points, (0, 1), (-0.03, 1.03))]
+    methods, whole = {m: v for m, v in result["methods"].items() if not m.endswith("_labels")}, (-0.03, 1.03)
+    points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False) for m, v in methods.items() if m in METHODS]
+    panels = [Panel(f"{len(task.test)} test questions, bars are 95 % intervals", "content", "style", points, (0, 1), whole)]
     ladder = sorted(result["supervisors"].values(), key=lambda c: c["methods"]["weak"]["content"][0])
     for column in ("content", "style") if len(ladder) > 1 else ():
-        x, series = [c["methods"]["weak"][column][0] for c in ladder], []
-        for m in LADDER:
-            y = [c["methods"][m][column] for c in ladder]
-            series.append(Series(METHODS[m], x, [v[0] for v in y], [] if m == "unaltered" else [v[1:] for v in y], dashed=m == "unaltered",
-                                 points=m != "unaltered"))
-        low = min(x) - 0.02
+        x = [c["methods"]["weak"][column][0] for c in ladder]
+        series = [w2s.curve(METHODS[m], x, [c["methods"][m][column] for c in ladder], dashed=m == "unaltered") for m in LADDER]
         panels.append(Panel(f"{column}: strong against weak", f"{column} of the weak supervisor", f"{column} of the strong model", series,
-                            (low, max(x) + 0.02), (-0.03, 1.03)))
-    in_context = [methods.get(f"icl_{n}") for n in N_ICL]
-    if all(in_context):
-        series = [Series(column, N_ICL, [v[column][0] for v in in_context], [v[column][1:] for v in in_context]) for column in ("content", "style")]
-        panels.append(Panel("unaltered model after n weak examples", "n_icl", "score on test", series, (0, max(N_ICL)), (-0.03, 1.03)))
+                            (min(x) - 0.02, max(x) + 0.02), whole))
+    if all(f"icl_{n}" in methods for n in N_ICL):
+        series = [w2s.curve(column, N_ICL, [methods[f"icl_{n}"][column] for n in N_ICL]) for column in ("content", "style")]
+        panels.append(Panel("unaltered model after n weak examples", "n_icl", "score on test", series, (0, max(N_ICL)), whole))
     for name, title in (("style", "evidence for the style"), ("content", "evidence for right answers")) if result["odds"] else ():
-        curves = {s: odds[name] for s, odds in result["odds"].items()}
-        bounds = [v for rows in curves.values() for row in rows for v in row]
-        panels.append(Panel(title, "n_icl", "log-odds of gold answers, nats", [Series(s, N_ICL, [r[0] for r in rows], [r[1:] for r in rows]) for s, rows in curves.items()],
-                            (0, max(N_ICL)), (min(bounds) - 0.1, max(bounds) + 0.1)))
+        series = [w2s.curve(supervisor, N_ICL, odds[name]) for supervisor, odds in result["odds"].items()]
+        bounds = [v for odds in result["odds"].values() for row in odds[name] for v in row]
+        panels.append(Panel(title, "n_icl", "log-odds of gold answers, nats", series, (0, max(N_ICL)), (min(bounds) - 0.1, max(bounds) + 0.1)))
     return figure(f"{task.name}: what fine-tuning keeps and what it learns", panels)
 
 
@@ -898,7 +887,8 @@ command         | "run"     | bench: measure the speed of this machine; default:
 --full          | false     | all methods, a ladder of four supervisors, three seeds: hours
 --persona NAME  | "pirate"  | pirate or cowboy
 --data FILE     | null      | GSM8K problems (JSONL) for the math task instead of generated ones
---seed N        | 0         | seed of fine-tuning and of the choice of examples
+--seed N        | 0         | (first) seed of fine-tuning and of the choice of examples
+--seeds N       | null      | so many seeds (default: 1, with --full 3)
 --n-icl N       | null      | weak examples in the context of a query (default: 16)
 --model FILE    | null      | the strong model, a GGUF file (default: SmolLM2-135M-Instruct, installed by run.sh)
 --device NAME   | null      | cpu or cuda (default: cuda if there is a GPU)
@@ -913,9 +903,8 @@ def main(argv=None):
         result = bench(args.model, args.device)
         print(w2s.table(["", ""], result.items()), json.dumps(result), sep="\n\n")
         return
-    options, out = dict(methods=MAIN, seeds=[args.seed]), Path(args.out)
-    if args.full:
-        options = dict(methods=FULL + [f"icl_{n}" for n in N_ICL if n != 4], seeds=[args.seed, args.seed + 1, args.seed + 2], ladder=list(SUPERVISORS))
+    options, out = dict(methods=FULL if args.full else MAIN, ladder=list(SUPERVISORS) if args.full else []), Path(args.out)
+    options["seeds"] = range(args.seed, args.seed + (args.seeds or (3 if args.full else 1)))
     names = ["persona", "theory"] if args.quick else args.task.split(",")
     tasks = {name: make_task(name, args.persona, args.data) for name in names if name != "theory"}
     lm = w2s.load(args.model, args.device) if tasks else None

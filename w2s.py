@@ -256,8 +256,9 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     limits = lambda weak, to: [f"{naive_floor(weak, mean, to):.3f}", f"{excess_risk(hull_limit(source, weak), to):.3f}"]
     # What is left to fewer than one replication in all is not seen, so it is only said to be small.
     seen = lambda risk, half=0.0: f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + f" ± {half:.1g}" * (half > risk / 1000)
-    # Means (n,) of risks (R, n), and the half-widths of their 95 % intervals.
-    mean_and_half = lambda risk: (risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist())
+    # Means of risks (R, n), and the half-widths of their 95 % intervals, a pair for each n.
+    mean_and_half = lambda risk: list(zip(risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist()))
+    bars = lambda pairs: [(m, m - h, m + h) for m, h in pairs]
     level = lambda name, x, value, color: Series(name, [x[0], x[-1]], [value, value], dashed=True, points=False, color=color)
 
     # Risk against demonstrations, in the setting of the theorem and where it says nothing.
@@ -267,12 +268,12 @@ def theory(out=Path("results"), replications=10_000, seed=0):
         series = [level("the source's own mean (n_icl = 0)", n_icl[1:], float(excess_risk(mean, target)), "#555555")]
         for color, (c, other) in zip(COLORS, tqdm(cases, desc="simulating refinement", leave=False, delay=2)):
             name, weak = f"c* = {c}" + (f", other concept's share {other}" if other else ""), weak_supervisor(source, 0, c, 0.5, {1: other})
-            risk, half = mean_and_half(refined_risk(source, target, weak, n_icl, replications, generator))
+            risk = mean_and_half(refined_risk(source, target, weak, n_icl, replications, generator))
             bound, rho = refinement_bound(source, 0, weak, n_icl)
-            below = next((n for n, r, h in zip(n_icl, risk, half) if r + h < naive_floor(weak.beta, mean, target)), "never")
-            curves[name] = {"n_icl": n_icl, "risk": risk, "half_width": half, "bound": bound.tolist(), "rho": rho}
-            rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)]) for n in (0, 1, 4, 16, 64, 256)), f"{rho:.3f}", below])
-            series += [Series(f"{name}: simulated, 95 % intervals", n_icl[1:], risk[1:], [(r - h, r + h) for r, h in zip(risk, half)][1:], color=color),
+            below = next((n for n, (r, h) in zip(n_icl, risk) if r + h < naive_floor(weak.beta, mean, target)), "never")
+            curves[name] = {"n_icl": n_icl, "risk": [r for r, _ in risk], "half_width": [h for _, h in risk], "bound": bound.tolist(), "rho": rho}
+            rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)][0]) for n in (0, 1, 4, 16, 64, 256)), f"{rho:.3f}", below])
+            series += [curve(f"{name}: simulated, 95 % intervals", n_icl[1:], bars(risk[1:]), color=color),
                        Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
         panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series, (1, n_icl[-1]), (1e-4, 1), True, True))
 
@@ -284,8 +285,7 @@ def theory(out=Path("results"), replications=10_000, seed=0):
         y = weak.label(x, generator)
         b = [naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator)]
         fits.append(mean_and_half(excess_risk(torch.stack(b, 1), target)))
-    series = [Series(name, labels, [m[k] for m, _ in fits], [(m[k] - h[k], m[k] + h[k]) for m, h in fits])
-              for k, name in enumerate(["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"])]
+    series = [curve(name, labels, bars(fit[k] for fit in fits)) for k, name in enumerate(["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"])]
     series += [level(*row) for row in zip(["floor of naive FT, any eta and n", "limit of the hull projection"], [labels] * 2, to_limit, COLORS)]
     panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
 
@@ -297,11 +297,11 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     cases += [(f"weak noise {m} times the source's, c* = {c}", weak_supervisor(source, 0, c, 0.5 * m), target) for m in (2, 4) for c in (0.6, 1.0)]
     for name, supervisor, to in tqdm(cases, desc="open questions", leave=False, delay=2):
         risk = mean_and_half(refined_risk(source, to, supervisor, [16, 64, 256], replications // 5, generator))
-        open_rows.append([name, *limits(supervisor.beta, to), *map(seen, *risk)])
+        open_rows.append([name, *limits(supervisor.beta, to), *itertools.starmap(seen, risk)])
     for contexts in (None, 30, 3, 1):
         x = draw_x(100, 300, d, generator=generator)
         risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)
-        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target), *map(seen, *mean_and_half(risk[:, None])), "", ""])
+        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target), *itertools.starmap(seen, mean_and_half(risk[:, None])), "", ""])
     # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
     weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
     to, x = p @ source.betas[:2], draw_x(replications // 5, 256, d, generator=generator)
@@ -473,19 +473,22 @@ class Tokenizer:
     def _word(self, word):
         """Ids of one word: merge the neighbours that were merged first in training until none are left."""
         if word not in self.words:
-            parts = [self.letter[b] for b in word.encode("utf-8")]
+            try:
+                parts = [self.letter[b] for b in word.encode("utf-8")]
+            except UnicodeEncodeError:
+                raise W2SError("the text holds half of a surrogate pair: it is not valid Unicode") from None
             if self.whole_words and "".join(parts) in self.id:  # as Llama 3 does
                 parts = ["".join(parts)]
             while len(parts) > 1:
-                pairs = set(zip(parts, parts[1:]))
-                best = min(pairs, key=lambda pair: self.rank.get(pair, math.inf))
+                best = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, math.inf))
                 if best not in self.rank:
                     break
-                merged, i = [], 0
-                while i < len(parts):
-                    two = tuple(parts[i : i + 2]) == best
-                    merged.append("".join(best) if two else parts[i])
-                    i += 2 if two else 1
+                merged = parts[:1]
+                for part in parts[1:]:  # from left to right; what was merged does not merge again in this round
+                    if (merged[-1], part) == best:
+                        merged[-1] += part
+                    else:
+                        merged.append(part)
                 parts = merged
             missing = [p for p in parts if p not in self.id]
             if missing:
@@ -496,17 +499,11 @@ class Tokenizer:
     def encode(self, text, special=True):
         """Token ids of a text. special=False reads chat markup in the text as plain characters, as a user's must be."""
         ids = []
-        for part in self.special_split.split(text) if special and self.special else [text]:
-            if special and part in self.special:
-                ids.append(self.special[part])
-                continue
+        for n, part in enumerate(self.special_split.split(text) if special and self.special else [text]):  # every second part is markup
             words = [part]
             for pattern in self.split:  # a piece that a pattern leaves over is a word of its own
                 words = [w for piece in words for w in pattern.split(piece) if w]
-            try:
-                ids += [i for word in words for i in self._word(word)]
-            except UnicodeEncodeError:
-                raise W2SError("the text holds half of a surrogate pair: it is not valid Unicode") from None
+            ids += [self.special[part]] if n % 2 else [i for word in words for i in self._word(word)]
         return ids
 
     def decode(self, ids):
@@ -871,9 +868,8 @@ class LM:
         """Token ids (prompt, answer and end token) of conversations with their answers; W2SError for an empty answer."""
         if len(conversations) != len(answers):
             raise ValueError(f"{len(conversations)} conversations and {len(answers)} answers")
-        for i, answer in enumerate(answers):
-            if not answer.strip():
-                raise W2SError(f"answer {i} is empty: leave that line out")
+        if not all(map(str.strip, answers)):
+            raise W2SError(f"answer {[a.strip() for a in answers].index('')} is empty: leave that line out")
         ids = [self.tokenizer.encode(answer, False) + [self.tokenizer.eos] for answer in answers]
         return [(context + turn, answer) for (context, turn), answer in zip(self.prompts(conversations, map(len, ids)), ids)]
 
@@ -1055,13 +1051,10 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
     n, distinct = len(questions), {plain_text(q) for q in questions}
     if len(weak_answers) != n:
         raise ValueError(f"{n} questions and {len(weak_answers)} weak answers")
-    if select not in ("agreement", "random"):
-        raise ValueError(f'select must be "agreement" or "random", not {select!r}')
-    if draws < 1 or share < 1:
-        raise ValueError(f"draws and share must be at least 1, not {draws} and {share}")
-    for i, answer in enumerate(weak_answers):
-        if not answer.strip():
-            raise W2SError(f"weak answer {i} is empty: leave that pair out")
+    if select not in ("agreement", "random") or draws < 1 or share < 1:
+        raise ValueError(f'select must be "agreement" or "random", draws and share at least 1, not {select!r}, {draws} and {share}')
+    if not all(map(str.strip, weak_answers)):
+        raise W2SError(f"weak answer {[a.strip() for a in weak_answers].index('')} is empty: leave that pair out")
     n_icl = min(16, n // 3) if n_icl is None else n_icl
     if not 0 <= n_icl < max(len(distinct), 1):
         raise W2SError(f"n_icl={n_icl} needs at least {n_icl + 1} different questions, there are {len(distinct)}: lower n_icl")
@@ -1134,6 +1127,11 @@ COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#55
 Series = namedtuple("Series", "name x y y_interval x_interval line dashed points color", defaults=((), (), True, False, True, None))
 # One pair of axes; ranges are (low, high), and positive on a log axis.
 Panel = namedtuple("Panel", "title x_label y_label series x_range y_range x_log y_log", defaults=(False, False))
+
+
+def curve(name, x, values, **style):
+    """A Series of values (mean, low, high)."""
+    return Series(name, x, [v[0] for v in values], [v[1:] for v in values], **style)
 
 
 def figure(title, panels, width=460, height=330):
@@ -1214,12 +1212,12 @@ class Remembered:
 
     def __init__(self, lm, path, chunk=64):
         self.lm, self.path, self.chunk, self.known = lm, Path(path), chunk, {}
-        for line in self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []:
+        self.path.open("a").close()  # a folder that cannot be written is said now, not after the work
+        for line in self.path.read_text(encoding="utf-8").split("\n"):
             try:
                 self.known |= json.loads(line)
             except (ValueError, TypeError):
                 pass  # the line at which it was killed
-        self.path.open("a").close()  # a folder that cannot be written is said now, not after the work
 
     def generate(self, conversations, max_new_tokens, temperature=0.0, seed=0):
         """As `LM.generate`; conversations with the same context are asked in one go."""
