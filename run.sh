@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # ./run.sh [options]       set up on first use, then reproduce the paper's experiments (python tasks.py [options])
-# ./run.sh test [options]  set up on first use, then run the tests (pytest [options])
+# ./run.sh test [options]  set up on first use, then run the tests (pytest [options]; --fuzz N: N mutated files)
 # PYTHON=python3.12 ./run.sh   choose the interpreter; delete .venv to set up afresh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -31,6 +31,10 @@ export THP_MEM_ALLOC_ENABLE=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRE
 
 if [ "${1:-}" = test ]; then
     shift
+    if [ "${1:-}" = --fuzz ]; then
+        export W2S_FUZZ=${2:?"--fuzz needs a number of mutations"}
+        set -- -s -k fuzz
+    fi
     exec .venv/bin/python -m pytest test_w2s.py "$@"
 fi
 exec .venv/bin/python tasks.py "$@"

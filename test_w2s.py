@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import struct
 import subprocess
@@ -1065,3 +1066,53 @@ def test_other_mistakes_on_the_command_line(tiny_path, tmp_path, capsys, monkeyp
 def test_bench_prints_what_it_promises(tiny_path, tiny):
     result = tasks.bench(tiny_path, "cpu", repeats=1)
     assert {"load_s", "finetune_tok_s", "generate_tok_s", "refine_q_s", "peak_gb"} <= result.keys() and all(v > 0 for v in result.values())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Fuzz: ./run.sh test --fuzz 10000 for more than the few hundred mutations of every run
+# ----------------------------------------------------------------------------------------------------------------------
+
+HUGE = [0, 1, 2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
+
+
+def mutated(data, rng, region):
+    """data with one to four mutations, most of them in its first `region` bytes."""
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(region if rng.random() < 0.9 else len(data))
+        kind = rng.randrange(6)
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at : at + 8] = struct.pack("<Q", rng.choice(HUGE))
+        elif kind == 2:
+            data[at : at + 4] = struct.pack("<I", rng.choice(HUGE) & 0xFFFFFFFF)
+        elif kind == 3:
+            del data[at : at + rng.randint(1, 64)]
+        elif kind == 4:
+            data[at:at] = rng.randbytes(rng.randint(1, 16))
+        elif len(data) > 200:
+            del data[rng.randrange(100, len(data)) :]
+        region = min(region, len(data) - 1)
+    return bytes(data)
+
+
+def test_fuzz(tmp_path, tiny_path):
+    """Every mutation of a GGUF or JSONL file is read as it is or refused with the one error type, in bounded memory and time."""
+    n, rng, outcomes = int(os.environ.get("W2S_FUZZ", 300)), random.Random(0), {"loads": 0, "errors": 0}
+    model = tiny_path.read_bytes()
+    lines = "".join(w2s.chat_line([{"role": "system", "content": "Sé breve"}, {"role": "user", "content": f"the {i}?"}], "an!") for i in range(5)).encode()
+    before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
+    for i in range(n):
+        path, start = tmp_path / "fuzz", time.perf_counter()
+        path.write_bytes(mutated(model, rng, 12_000) if i % 4 else mutated(lines, rng, len(lines)))
+        try:
+            w2s.load(path, "cpu", torch.float32) if i % 4 else w2s.read_jsonl(path, w2s.chat)
+            outcomes["loads"] += 1
+        except w2s.W2SError as e:
+            assert "\n" not in str(e)
+            outcomes["errors"] += 1
+        slowest = max(slowest, time.perf_counter() - start)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"\n{n} mutations: {outcomes}, slowest {slowest:.2f} s, memory grown by {grown:.0f} MiB")
+    assert outcomes["loads"] and outcomes["errors"] and grown < 1024 and slowest < 10
