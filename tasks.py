@@ -739,7 +739,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     texts = {"json": json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False), "md": markdown(task, result), "svg": drawing(task, result)}
     for end, text in texts.items():
         write(out / f"{task.name}.{end}", text)
-    partial.unlink()
+    partial.unlink(missing_ok=True)
     return result
 
 

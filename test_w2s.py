@@ -1017,6 +1017,22 @@ def test_refine_goes_on_after_kill_9_and_ends_with_the_same_bytes(tiny_path, tmp
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not side.exists()
 
 
+def test_two_processes_do_what_one_does(tiny_path, tmp_path):
+    weak, environment = weak_file(tmp_path / "weak.jsonl", 90), os.environ | {"OMP_NUM_THREADS": "1"}
+    for n in (1, 2):
+        launch = [sys.executable, *(["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"] if n == 2 else []), "w2s.py"]
+        common = ["--model", tiny_path, "--device", "cpu"]
+        for command in (["refine", "--data", weak, "--out", tmp_path / f"refined{n}.jsonl", "--max-new-tokens", "12"],
+                        ["finetune", "--data", weak, "--out", tmp_path / f"aligned{n}.gguf", "--lr", "1e-3", "--epochs", "2"]):
+            subprocess.run([*launch, *command, *common], check=True, env=environment, cwd=os.path.dirname(w2s.__file__), capture_output=True)
+    assert (tmp_path / "refined1.jsonl").read_bytes() == (tmp_path / "refined2.jsonl").read_bytes()
+    one, two = (w2s.load(tmp_path / f"aligned{n}.gguf", "cpu", torch.float32).model.state_dict() for n in (1, 2))
+    start = w2s.load(tiny_path, "cpu", torch.float32).model.state_dict()
+    moved = max((one[k] - start[k]).abs().max() for k in one)
+    assert max((one[k] - two[k]).abs().max() for k in one) < 0.5 * moved and sum((one[k] - two[k]).abs().sum() for k in one) < 0.05 * sum(
+        (one[k] - start[k]).abs().sum() for k in one)  # the same steps, but for rounding
+
+
 def test_no_answer_is_asked_for_twice(tmp_path):
     client = Client()
     client.checksum = lambda: 1

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
@@ -791,12 +792,16 @@ class LM:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), prompts[i][0], len(prompts[i][1])))
         answers = [""] * len(prompts)
         with tqdm(total=len(order), desc="generating", unit="answer", leave=False, delay=2) as bar:
-            for rows in self._batches(order, prompts, batch):
+            rank, processes = world()
+            for rows in itertools.islice(self._batches(order, prompts, batch), rank, None, processes):
                 ids = self._generate([prompts[i] for i in rows], max_new_tokens, temperature, noise[rows])
                 for i, answer in zip(rows, ids):
                     answers[i] = self.tokenizer.answer(answer)
-                bar.update(len(rows))
-        return answers
+                bar.update(len(rows) * processes)
+        parts = [answers] * processes
+        if processes > 1:
+            dist.all_gather_object(parts, answers)
+        return [max(given) for given in zip(*parts)]  # a process has "" for the batches of the others
 
     @staticmethod
     def _batches(order, prompts, batch, most_tokens=8192):
@@ -910,6 +915,22 @@ class LM:
         return out
 
 
+def world():
+    """(rank, number) of the processes that torchrun started; (0, 1) without it. They share batches and average gradients."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def all_reduce(t):
+    """The sum over the processes, in place."""
+    if world()[1] > 1:
+        dist.all_reduce(t)
+    return t
+
+
 def fill_grid(groups):
     """Rows of groups (lists of row numbers), a line each, filled up to the longest with its last: (cells, which are real)."""
     width = max(map(len, groups))
@@ -951,7 +972,7 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     epochs = max(3, math.ceil(30 / max(1, steps_per_epoch))) if epochs is None else epochs
     steps, losses = epochs * steps_per_epoch, []
     schedule = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / max(1, steps - steps // 10))
-    params = list(lm.model.parameters())
+    params, (rank, processes) = list(lm.model.parameters()), world()
     masters = [p.detach().float().clone() for p in params]
     optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
@@ -963,16 +984,21 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     try:
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
             for part in (part for _ in range(epochs) for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng)):
-                loss = lm.answer_loss([rows[i] for i in part], confidence * min(1, 5 * len(losses) / steps))[0].mean()
-                if not torch.isfinite(loss):
-                    raise W2SError(f"the loss is {loss.item()} at step {len(losses) + 1} of {steps}: lower the learning rate (lr={lr})")
+                mine = [rows[i] for i in part[rank::processes]] or [rows[part[0]]]  # a process without a row has no share in the gradient
+                tokens = sum(len(rows[i][1]) for i in part)
+                loss = lm.answer_loss(mine, confidence * min(1, 5 * len(losses) / steps))[0].sum() / tokens * (rank < len(part))
+                total = all_reduce(loss.detach().clone())
+                if not torch.isfinite(total):
+                    raise W2SError(f"the loss is {total.item()} at step {len(losses) + 1} of {steps}: lower the learning rate (lr={lr})")
                 loss.backward()
+                for master in masters:
+                    all_reduce(master.grad)
                 nn.utils.clip_grad_norm_(masters, 1.0)
                 optimizer.param_groups[0]["lr"] = lr * schedule(len(losses))
                 optimizer.step()
                 with torch.no_grad():
                     torch._foreach_copy_(params, masters)
-                losses.append(loss.item())
+                losses.append(total.item())
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
     finally:
@@ -1191,7 +1217,9 @@ def table(head, rows):
 
 
 def write(path, text):
-    """Write a file, of str or bytes, so that it is either the old or the new one, never half of it."""
+    """Write a file, of str or bytes, so that it is either the old or the new one, never half of it; of several processes the first does."""
+    if world()[0] > 0:
+        return
     part = path.with_name(path.name + ".part")
     part.write_bytes(text.encode() if isinstance(text, str) else text)
     os.replace(part, path)
@@ -1223,13 +1251,14 @@ class Remembered:
         """As `LM.generate`; conversations with the same context are asked in one go."""
         conversations = [as_conversation(c) for c in conversations]
         order, answers = sorted(range(len(conversations)), key=lambda i: json.dumps(conversations[i])), {}
+        model = self.lm.checksum()  # another model's answers are not this one's
         for part in tqdm([order[s : s + self.chunk] for s in range(0, len(order), self.chunk)], desc="answers", leave=False, delay=2):
             asked = [conversations[i] for i in part]
-            key = hashlib.sha256(json.dumps([self.lm.checksum(), asked, max_new_tokens, temperature, seed]).encode()).hexdigest()
+            key = hashlib.sha256(json.dumps([model, asked, max_new_tokens, temperature, seed]).encode()).hexdigest()
             if key not in self.known:
                 self.known[key] = self.lm.generate(asked, max_new_tokens, temperature=temperature, seed=seed)
                 with self.path.open("a", encoding="utf-8") as f:
-                    f.write("\n" + json.dumps({key: self.known[key]}))
+                    f.write("\n" + json.dumps({key: self.known[key]}) if world()[0] == 0 else "")
             answers |= zip(part, self.known[key])
         return [answers[i] for i in range(len(conversations))]
 
@@ -1307,6 +1336,8 @@ questions      | []       | for generate: the questions
 
 def run(command):
     """Run a command; a mistake of the user's ends in one line and exit code 2, Ctrl-C in one line and 130."""
+    if world()[0] > 0:
+        sys.stdout = open(os.devnull, "w")
     try:
         return command() or 0
     except (W2SError, OSError) as e:
@@ -1342,7 +1373,7 @@ def main(argv=None):
     more = {"n_icl": args.n_icl} if args.n_icl is not None and args.method != "improve" else {}
     refined = REFINERS[args.method](Remembered(lm, side), questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)
     write(out, "".join(map(chat_line, questions, refined)))
-    side.unlink()
+    side.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
