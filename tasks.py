@@ -537,7 +537,7 @@ def persona_rows(persona, rng):
     return rows, markers(pattern, wanted=2)
 
 
-def math_rows(rng, n=440):
+def math_rows(rng, n=350):
     """n different word problems of one and two steps, with a worked line and the number as gold answer."""
     rows = {}
     while len(rows) < n:
@@ -565,7 +565,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rows, style = persona_rows(persona, random.Random(seed + 1))
         sizes, room, label = (60, 160), 40, name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 160), 200 if data else 64
+        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 120), 200 if data else 64
         content, style = right_number, markers(r"####\s*-?[\d,.]*\d")
     elif name == "explanation":
         pairs, sizes, room, known = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48, True

@@ -1113,7 +1113,7 @@ def without_system(question):
 def infer_and_respond(lm, questions, weak_answers, n_icl=8, draws=8, seed=0, max_new_tokens=64):
     """Infer-and-respond (IaR): the strong model puts the concept of weak pairs in a sentence, and answers under it.
 
-    `draws` sentences are written, each after n_icl other weak pairs; the one that makes 16 further weak answers most likely
+    `draws` sentences are written, each after n_icl random weak pairs; the one that makes 16 random weak answers most likely
     becomes the system message under which all questions are answered (the paper writes one; draws=1 needs no lm.logprob).
     Returns the answers, a list of str. Raises W2SError for a prompt that is too long.
     """
