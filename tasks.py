@@ -815,17 +815,22 @@ def markdown(task, result):
 def drawing(task, result):
     """The result as a figure (SVG): methods by content and style; the ladder of supervisors; what is inferred in the context."""
     methods, whole = {m: v for m, v in result["methods"].items() if not m.endswith("_labels")}, (-0.03, 1.03)
-    points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False) for m, v in methods.items() if m in METHODS]
+    main = [m for m in ("weak", "unaltered", "icl_4", "naive", "refined_icl", "iar", "refined", "gold") if m in methods]  # eight colours
+    points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False) for m, v in ((m, methods[m]) for m in main)]
     panels = [Panel(f"{len(task.test)} test questions, bars are 95 % intervals", "content", "style", points, (0, 1), whole)]
     ladder = sorted(result["supervisors"].values(), key=lambda c: c["methods"]["weak"]["content"][0])
     for column in ("content", "style") if len(ladder) > 1 else ():
-        x = [c["methods"]["weak"][column][0] for c in ladder]
+        x = [c["methods"]["weak"]["content"][0] for c in ladder]
         series = [w2s.curve(METHODS[m], x, [c["methods"][m][column] for c in ladder], dashed=m == "unaltered") for m in LADDER]
-        panels.append(Panel(f"{column}: strong against weak", f"{column} of the weak supervisor", f"{column} of the strong model", series,
+        panels.append(Panel(f"{column}: strong against weak", "content of the weak supervisor", f"{column} of the strong model", series,
                             (min(x) - 0.02, max(x) + 0.02), whole))
     if all(f"icl_{n}" in methods for n in N_ICL):
         series = [w2s.curve(column, N_ICL, [methods[f"icl_{n}"][column] for n in N_ICL]) for column in ("content", "style")]
         panels.append(Panel("unaltered model after n weak examples", "n_icl", "score on test", series, (0, max(N_ICL)), whole))
+        source, generator = w2s.Source(torch.eye(20)[:10], torch.full((10,), 0.1), sigma=0.3), torch.Generator().manual_seed(0)
+        risks = {c: w2s.refined_risk(source, source.betas[0], w2s.weak_supervisor(source, 0, c, 0.3), N_ICL, 2000, generator) for c in (0.9, 0.6, 0.3)}
+        series = [w2s.curve(f"c* = {c}", N_ICL, [interval([row]) for row in risk.T.tolist()]) for c, risk in risks.items()]
+        panels.append(Panel("theory: refined labels after n weak examples", "n_icl", "excess risk (sigma = 0.3)", series, (0, max(N_ICL)), (0, 0.6)))
     for name, title in (("style", "evidence for the style"), ("content", "evidence for right answers")) if result["odds"] else ():
         series = [w2s.curve(supervisor, N_ICL, odds[name]) for supervisor, odds in result["odds"].items()]
         bounds = [v for odds in result["odds"].values() for row in odds[name] for v in row]

@@ -1160,13 +1160,14 @@ def curve(name, x, values, **style):
     return Series(name, x, [v[0] for v in values], [v[1:] for v in values], **style)
 
 
-def figure(title, panels, width=460, height=330):
-    """Panels side by side as one SVG document (str), a legend under each."""
-    left, top, gap, out = 62, 62, 18, []
-    full_width, full_height = len(panels) * (left + width + gap), top + height + 58 + gap * max(len(p.series) for p in panels)
-    text = html.escape
+def figure(title, panels, width=460, height=330, columns=3):
+    """Panels, three in a row, as one SVG document (str), a legend under each."""
+    left, gap, out, text = 62, 18, [], html.escape
+    row = height + 100 + gap * max(len(p.series) for p in panels)
+    full_width, full_height = min(columns, len(panels)) * (left + width + gap), 24 + row * math.ceil(len(panels) / columns)
     for n, p in enumerate(panels):
-        x0, y0 = n * (left + width + gap) + left, top + height
+        x0, top = n % columns * (left + width + gap) + left, 62 + n // columns * row
+        y0 = top + height
         px = lambda v: round(x0 + width * _fraction(v, p.x_range, p.x_log), 1)
         py = lambda v: round(y0 - height * _fraction(v, p.y_range, p.y_log), 1)
         out += [f"""<path d="M{px(v)} {top}V{y0}" stroke="#e5e5e5"/><text x="{px(v)}" y="{y0 + 16}" text-anchor="middle">{v:g}</text>"""
