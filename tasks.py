@@ -644,8 +644,7 @@ iar_labels = infer-and-respond labels, on train
 improve_labels = ask-to-improve labels, on train
 refined_labels = refined labels (recommended), on train
 """.strip().split("\n"))
-QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined_icl_labels", "refined"]
-# The default run has no time to fine-tune on plain Algorithm 1's labels; --full does.
+QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined"]
 N_ICL = [0, 1, 2, 4, 8]
 LADDER = ["unaltered", "naive", "refined_icl", "refined"]
 FULL = [m for m in METHODS if m != "weak" and "labels" not in m] + [f"icl_{n}" for n in N_ICL if n != 4]
@@ -726,10 +725,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
             elif m == "odds":
                 stage(m, lambda: {m: concept_odds(lm, task, list(zip(train, weak)))})
             else:
-                if (of := m.removesuffix("_labels")) in relabel:
-                    stage(of + "_labels", lambda: {of + "_labels": spoken(relabel[of]())})
-                if m == of:
-                    stage(m, lambda: {m: tune.get(m, lambda: tuned(answers[at(m + "_labels")]))().generate(test, room)})
+                if m in relabel:
+                    stage(m + "_labels", lambda: {m + "_labels": spoken(relabel[m]())})
+                stage(m, lambda: {m: tune.get(m, lambda: tuned(answers[at(m + "_labels")]))().generate(test, room)})
 
     for seed in seeds:
         for supervisor in dict.fromkeys([MIDDLE, *ladder]):
