@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 import xml.dom.minidom
 
 import numpy as np
@@ -822,7 +823,7 @@ def broken_files():
     yield "architecture", "architecture bert is not supported", meta | {"general.architecture": "bert"}, tensors
     yield "tokenizer", "tokenizer llama/smollm is not supported", meta | {"tokenizer.ggml.model": "llama"}, tensors
     yield "pre-tokenizer", "tokenizer gpt2/odd is not supported", meta | {"tokenizer.ggml.pre": "odd"}, tensors
-    yield "type", "has type number 12", meta, tensors | {a: (12, *tensors[a][1:])}
+    yield "type", "type number 12 is not supported", meta, tensors | {a: (12, *tensors[a][1:])}
     yield "missing", "tensor output_norm.weight is missing", meta, {k: v for k, v in tensors.items() if k != "output_norm.weight"}
     yield "extra", "tensor rope_freqs.weight is not part", meta, tensors | {"rope_freqs.weight": (0, [8], b"\0" * 32)}
     yield "shape", "has shape", meta, tensors | {a: (0, [48, 263], tensors[a][2])}
@@ -951,6 +952,21 @@ def test_qwen2_has_biases_and_rotary_pairs_half_a_head_apart(tmp_path, tiny_path
         assert not torch.allclose(qwen.model(ids), llama.model(ids))
     qwen.save(tmp_path / "again.gguf")
     assert w2s.load(tmp_path / "again.gguf", "cpu", torch.float32).model.blk[1].attn_v.bias.mean() == 1
+
+
+def test_other_tensor_types_come_from_the_gguf_package(tmp_path, tiny_path, monkeypatch):
+    meta, tensors = tiny_parts()
+    name = "blk.0.ffn_up.weight"
+    raw = np.frombuffer(tensors[name][2], "<f4").astype("<f2").tobytes()  # a made-up type 99: one weight a block, two bytes
+    write_gguf(tmp_path / "odd.gguf", meta, tensors | {name: (99, tensors[name][1], raw)})
+    fake = types.SimpleNamespace(GGMLQuantizationType=lambda kind: ("type", kind), GGML_QUANT_SIZES={99: (1, 2)},
+                                 dequantize=lambda raw, kind: raw.view("<f2").astype("f4"))
+    monkeypatch.setitem(sys.modules, "gguf", fake)
+    w = w2s.load(tmp_path / "odd.gguf", "cpu", torch.float32).model.blk[0].ffn_up.weight
+    torch.testing.assert_close(w, w2s.load(tiny_path, "cpu", torch.float32).model.blk[0].ffn_up.weight, atol=1e-3, rtol=1e-3, check_dtype=True)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(w2s.W2SError, match="pip install gguf"):
+        w2s.load(tmp_path / "odd.gguf", "cpu")
 
 
 def test_a_model_without_chat_markup_gets_the_paper_s_form(tmp_path):

@@ -342,6 +342,18 @@ GGUF_TENSORS = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
                 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 8: ("Q8_0", 32, 34)}
 
 
+def tensor_type(kind):
+    """(type, weights in a block, bytes of a block) of a GGUF tensor type's number; those beyond our table are the gguf package's."""
+    if kind in GGUF_TENSORS:
+        return GGUF_TENSORS[kind]
+    try:
+        import gguf
+        return (gguf.GGMLQuantizationType(kind), *gguf.GGML_QUANT_SIZES[kind])
+    except (ImportError, ValueError, KeyError) as e:
+        raise W2SError(f"type number {kind} is not supported; supported are {', '.join(t[0] for t in GGUF_TENSORS.values())}, and what the "
+                       f"gguf package knows if it is installed (pip install gguf): {e}") from None
+
+
 def read_gguf(path):
     """Read a GGUF v3 file: (metadata, tensors, header), header being the number and the bytes of the metadata, and the alignment.
 
@@ -380,7 +392,7 @@ def read_gguf(path):
     try:
         version, n_tensors, n_meta = read(u32), read(u64), read(u64)
         if version != 3:
-            raise W2SError(f"{path}: is GGUF version {version}; only version 3 is supported: convert it again")
+            raise W2SError(f"GGUF version {version}; only version 3 is supported: convert it again")
         start = at
         meta = {read(string): read(read(u32)) for _ in range(n_meta)}
         header = n_meta, bytes(view[start:at]), int(meta.get("general.alignment", 32))
@@ -388,13 +400,13 @@ def read_gguf(path):
         take(-at % header[2])
         start = at
         for name, shape, kind, offset in heads:
-            if kind not in GGUF_TENSORS:
-                raise W2SError(f"{path}: tensor {name} has type number {kind}; supported are {', '.join(t[0] for t in GGUF_TENSORS.values())}")
-            type_name, block, size = GGUF_TENSORS[kind]
+            type_name, block, size = tensor_type(kind)
             if shape and shape[0] % block:
                 raise ValueError(f"rows of {shape[0]} weights, in blocks of {block}")
             at = start + offset
             tensors[name] = type_name, shape[::-1], np.frombuffer(take(math.prod(shape) // block * size), np.uint8)  # rows come last on disk
+    except W2SError as e:
+        raise W2SError(f"{path}: {e}") from None
     except (EOFError, KeyError, TypeError, ValueError, ZeroDivisionError) as e:
         raise W2SError(f"{path}: is damaged or cut short, at byte {at} of {len(view)}: {e!r}; get the file again") from None
     return meta, tensors, header
@@ -406,6 +418,9 @@ def dequantize(type_name, shape, raw):
     A block holds 32 weights: a scale d, for Q4_1 also an offset m, then 32 integers q; the weight is q d (+ m).
     4-bit integers come in pairs, the low halves are the first 16 weights of the block.
     """
+    if not isinstance(type_name, str):
+        import gguf
+        return torch.from_numpy(gguf.dequantize(raw.reshape(math.prod(shape[:-1]), -1), type_name)).float().reshape(shape)
     raw = torch.from_numpy(raw.copy())
     if type_name in ("F32", "F16", "BF16"):
         return raw.view({"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[type_name]).float().reshape(shape)
