@@ -1008,6 +1008,8 @@ def test_refine_finetune_and_generate_from_the_command_line(tiny_path, tmp_path,
         assert cli("refine", "--data", weak, "--out", refined, "--method", method, "--max-new-tokens", 8, *model) == 0
         lines = [json.loads(line)["messages"] for line in refined.read_text().splitlines()]
         assert [m["content"] for m, _ in lines] == [f"the {i}?" for i in range(12)]
+    capsys.readouterr()
+    assert cli("refine", "--data", weak, "--max-new-tokens", 8, *model) == 0 and capsys.readouterr().out.count("assistant") == 12  # to standard output
     assert cli("finetune", "--data", weak, "--out", aligned, "--lr", 1e-2, "--epochs", 30, *model) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned.gguf", "refined.jsonl", "weak.jsonl"]  # no side file is left
     assert cli("generate", "--model", aligned, "--max-new-tokens", 8, "the 3?", "the 4?") == 0

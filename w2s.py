@@ -1368,13 +1368,13 @@ def main(argv=None):
     """refine, finetune and generate."""
     args = options(argv, ABOUT, OPTIONS)
     out = Path(args.out)
+    emit = lambda lines: print("".join(lines), end="") if args.out == "-" else write(out, "".join(lines))
     if args.command not in ("refine", "finetune", "generate") or args.method not in REFINERS:
         raise W2SError(f"the command is refine, finetune or generate, not {args.command}; --method is one of {', '.join(REFINERS)}, not {args.method}")
     if args.command == "generate":
         questions = args.questions or [line.strip() for line in sys.stdin if line.strip()]
         answers = load(args.model, args.device).generate(questions, args.max_new_tokens, seed=args.seed)
-        text = "".join(map(chat_line, questions, answers))
-        return print(text, end="") if args.out == "-" else write(out, text)
+        return emit(map(chat_line, questions, answers))
     questions, answers = zip(*read_jsonl(args.data, chat))
     lm = load(args.model, args.device)
     if args.command == "finetune":
@@ -1383,12 +1383,10 @@ def main(argv=None):
             raise W2SError(f"{args.out}: finetune needs --out with a file name, in a folder that can be written, with {size // 2**20} MiB free")
         finetune(lm, questions, answers, args.epochs, args.lr, args.seed)
         return lm.save(out)
-    if args.out == "-":
-        raise W2SError("refine needs --out with a file name")
-    side = out.with_name(out.name + ".answers")
+    side = out.with_name(out.name + ".answers")  # standard output has none, and cannot go on
+    client = lm if args.out == "-" else Remembered(lm, side)
     more = {"n_icl": args.n_icl} if args.n_icl is not None and args.method != "improve" else {}
-    refined = REFINERS[args.method](Remembered(lm, side), questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)
-    write(out, "".join(map(chat_line, questions, refined)))
+    emit(map(chat_line, questions, REFINERS[args.method](client, questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)))
     side.unlink(missing_ok=True)
 
 
