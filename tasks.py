@@ -902,6 +902,8 @@ command         | "run"     | bench: measure the speed of this machine; default:
 def main(argv=None):
     """The experiments, or the bench."""
     args = w2s.options(argv, "Reproduce the weak-to-strong experiments.", OPTIONS)
+    if args.command not in ("run", "bench"):
+        raise W2SError(f"the command is bench or none, not {args.command}; a task is named by --task")
     if args.command == "bench":
         result = bench(args.model, args.device)
         print(w2s.table(["", ""], result.items()), json.dumps(result), sep="\n\n")

@@ -808,6 +808,8 @@ def test_ctrl_c_says_how_to_go_on(tiny_path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "experiment", interrupted)
     assert run_tasks("--model", tiny_path, "--out", tmp_path) == 130
     assert "the same command goes on" in capsys.readouterr().err
+    for argv, message in ((["bensch"], "the command is bench or none"), (["--task", "poetry"], "no task is called 'poetry'"), (["--persona", "elf"], "no persona")):
+        assert run_tasks(*argv) == 2 and message in capsys.readouterr().err
 
 
 def run_tasks(*argv):

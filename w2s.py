@@ -932,7 +932,7 @@ class LM:
 
 def world():
     """(rank, number) of the processes that torchrun started; (0, 1) without it. They share batches and average gradients."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
