@@ -500,8 +500,8 @@ STORIES = ["Write one sentence about {}.", "Tell a very short story about {}.", 
 
 Item = namedtuple("Item", "question key gold", defaults=(None,))  # a gold answer in the `teach` split alone
 # Three splits without a common question, and two checks that give a score in [0, 1]: content(answer, item), style(answer).
-# known: whether `refine` puts the model's own plain answer before a question.
-Task = namedtuple("Task", "name teach train test content style max_new_tokens known", defaults=(40, False))
+# refining: options of `refine` that were chosen on `train`.
+Task = namedtuple("Task", "name teach train test content style max_new_tokens refining", defaults=(40, {}))
 
 
 def contains(answer, item):
@@ -560,7 +560,7 @@ def gsm8k(row):
 
 def make_task(name, persona="pirate", data=None, seed=0):
     """The task of a name; the splits are drawn by the seed. data: a GSM8K file for math. W2SError for another name."""
-    rng, label, content, known = random.Random(seed), name, contains, False
+    rng, label, content, refining = random.Random(seed), name, contains, {}
     if name == "persona":
         rows, style = persona_rows(persona, random.Random(seed + 1))
         sizes, room, label = (60, 160), 40, name if persona == "pirate" else f"persona-{persona}"
@@ -568,7 +568,8 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 120), 200 if data else 64
         content, style = right_number, markers(r"####\s*-?[\d,.]*\d")
     elif name == "explanation":
-        pairs, sizes, room, known = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48, True
+        pairs, sizes, room = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48
+        refining = dict(known=True, n_icl=8, draws=5)  # an example is long, and its facts are the model's own
         rows = [(f"What is {concept}? Explain it in one sentence.", *key.split(" = ")) for concept, key in pairs]
         style = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b")
     elif name == "bias":
@@ -585,7 +586,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
     if len(rows) <= sum(sizes):
         raise W2SError(f"{data}: has {len(rows)} problems; {sum(sizes)} are needed to learn from, and more to test on")
     items = [Item(*row) if n < sizes[0] else Item(*row[:2]) for n, row in enumerate(rows[: sum(sizes) + 1000])]
-    return Task(label, items[: sizes[0]], items[sizes[0] : sum(sizes)], items[sum(sizes) :], content, style, room, known)
+    return Task(label, items[: sizes[0]], items[sizes[0] : sum(sizes)], items[sum(sizes) :], content, style, room, refining)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -710,8 +711,8 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
 
         stage("weak", supervise)
         weak, options = answers[at("weak_labels")], dict(seed=seed, max_new_tokens=room)
-        relabel = {"refined": lambda: refine(lm, train, weak, n_icl=n_icl, known=task.known, **options),
-                   "refined_icl": lambda: refine(lm, train, weak, n_icl=min(4, len(train) - 1), select="random", draws=1, **options),
+        relabel = {"refined": lambda: refine(lm, train, weak, **{**task.refining, **({} if n_icl is None else {"n_icl": n_icl}), **options}),
+                   "refined_icl": lambda: refine(lm, train, weak, n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, **options),
                    "iar": lambda: infer_and_respond(lm, train, weak, **options), "improve": lambda: ask_to_improve(lm, train, weak, **options),
                    "bootstrap": lambda: bootstrapped(weak)}
         tune = {"gold": lambda: tuned(gold, teach), "naive": lambda: tuned(weak), "naive_long": lambda: tuned(weak, times=3),
@@ -842,7 +843,8 @@ def drawing(task, result):
 
 
 def bench(model=None, device=None, repeats=5):
-    """Throughput on fixed workloads of random tokens, and what share of this machine's matrix or memory rate it is; returns a dict."""
+    """Throughput on fixed workloads of random tokens, what share of this machine's matrix rate it is, and the peak memory of
+    loading and fine-tuning; returns a dict."""
     start = time.perf_counter()
     lm = w2s.load(model, device)
     weight, c, start, vocab = lm.model.token_embd.weight, lm.model.config, time.perf_counter() - start, lm.model.config.vocab
@@ -859,21 +861,21 @@ def bench(model=None, device=None, repeats=5):
             times.append(time.perf_counter() - begin)
         return float(np.median(times[1:]))
 
-    a, b = torch.ones(2048, 2048, dtype=weight.dtype, device=lm.device), torch.empty(2**27, dtype=torch.uint8, device=lm.device)
-    matrix, memory = 2 * 2048**3 / seconds(lambda: a @ a), 2 * b.numel() / seconds(b.clone)
-    body = sum(p.numel() for p in lm.model.blk.parameters())  # weights a token meets before the output layer
-    lm.tokenizer.special, lm.tokenizer.eos = {}, vocab - 1  # nothing ends an answer early
-    new_tokens = lambda prompts: seconds(torch.inference_mode()(lambda: lm._generate(prompts, 40, 0.0, torch.rand(len(prompts), 40))))
-    generate = new_tokens([(row[:-1], row[-1:]) for row in ids(32, 250)])
-    shared = new_tokens([(ids(1, 240)[0], row) for row in ids(64, 20)])
     rows = [(row[:40], row[40:]) for row in ids(8, 64)]
     lm.answer_rows = lambda questions, answers: rows
     steps = lambda n: seconds(lambda: finetune(lm, rows, rows, epochs=n, lr=1e-6, batch=8))
-    step = (steps(5) - steps(1)) / 4  # what is done once a run does not count
+    step = (steps(3) - steps(1)) / 2  # what is done once a run does not count
+    peak = torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lm.tokenizer.special, lm.tokenizer.eos = {}, vocab - 1  # nothing ends an answer early
+    new_tokens = lambda context, turns: seconds(torch.inference_mode()(lambda: lm._generate(context, turns, 40, 0.0, None)))
+    generate, shared = new_tokens([], ids(32, 250)), new_tokens(ids(1, 240)[0], ids(64, 20))
+    a, b = torch.ones(2048, 2048, dtype=weight.dtype, device=lm.device), torch.empty(2**27, dtype=torch.uint8, device=lm.device)
+    matrix, memory = 2 * 2048**3 / seconds(lambda: a @ a), 2 * b.numel() / seconds(b.clone)
+    body = sum(p.numel() for p in lm.model.blk.parameters())  # weights a token meets before the output layer
     flops = {"finetune": 6 * 8 * (64 * body + 24 * weight.numel()), "generate": 2 * 32 * (250 * body + 40 * (body + weight.numel())),
              "refine": 2 * (240 * body + 64 * (20 * body + 40 * (body + weight.numel())))}
     result = {"load_s": start, "finetune_tok_s": 8 * 64 / step, "generate_tok_s": 32 * 40 / generate, "refine_q_s": 64 / shared,
-              "peak_gb": (torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 1e9,
+              "peak_gb": peak / 1e9,
               "matrix_tflop_s": matrix / 1e12, "memory_gb_s": memory / 1e9,
               **{name + "_share": flops[name] / matrix / t for name, t in (("finetune", step), ("generate", generate), ("refine", shared))}}
     return {name: round(value, 3) for name, value in result.items()}

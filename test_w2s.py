@@ -441,7 +441,7 @@ def test_sampling_has_the_model_s_distribution(tiny):
     with torch.no_grad():
         p = tiny.model(torch.tensor([context + turn]))[0, -1].div(0.7).softmax(-1).numpy()
     n = 4000
-    drawn = tiny._generate([(context, turn)] * n, 1, 0.7, torch.rand(n, 1, generator=torch.Generator().manual_seed(0)))
+    drawn = tiny._generate(context, [turn] * n, 1, 0.7, torch.rand(n, 1, generator=torch.Generator().manual_seed(0)))
     ends = sum(not d for d in drawn)
     counts = np.bincount([d[0] for d in drawn if d], minlength=len(p))
     special = [0, 1, 2]
@@ -506,6 +506,24 @@ def test_the_gradient_is_that_of_the_plain_loss(tiny):
         torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").backward()
     for n, p in tiny.model.named_parameters():
         torch.testing.assert_close(got[n], p.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_steps_in_the_backward_pass_are_those_of_plain_adamw(tiny):
+    plain, answers, steps = tiny.copy(), ["the"] * 8, 6  # one batch an epoch
+    rows = plain.answer_rows(QUESTIONS, answers)
+    optimizer = torch.optim.AdamW(plain.model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)  # a tenth of six steps is no step of warm-up
+        loss, _ = plain.answer_loss(rows)
+        loss.mean().backward()
+        for p in plain.model.parameters():
+            p.grad /= p.grad.norm()
+        optimizer.step()
+        optimizer.zero_grad()
+    w2s.finetune(tiny, QUESTIONS, answers, epochs=steps, lr=1e-3)
+    for want, got in zip(plain.model.parameters(), tiny.model.parameters()):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+        assert got.grad is None
 
 
 def test_finetune_is_reproducible_and_stops_at_a_loss_that_is_not_finite(tiny):
@@ -583,6 +601,17 @@ def test_agreement_finds_the_weak_answers_that_are_right():
     w2s.refine(client, NUMBERS, WEAK, n_icl=8)
     shown = {m["content"] for c in client.calls[-1] for m in c if m["role"] == "assistant"}
     assert shown <= {w for w, s in zip(WEAK, score) if s > 0}
+
+
+def test_examples_that_say_the_same_come_last():
+    questions = [f"Who is it, the {q}?" for q in "abcdef"]
+    plain = ["a baker of bread", "a baker of bread", "a baker of bread", "a smith", "a clown", "a judge in court"]
+    weak = ["She bakes bread", "She eats bread", "She likes bread as a baker", "She is a smith", "She is nothing", "She sits in court"]
+    score = w2s.agreement(questions, plain, weak)
+    assert score[2] > score[0] == score[1] > 0 and score[4] == 0
+    order = w2s.most_agreed(questions, plain, weak, [5, 4, 3, 2, 1, 0])
+    assert set(order[:3]) == {2, 3, 5}  # the one baker that says most; the two others say nothing that it does not say
+    assert order[3:] == [4, 1, 0]  # ties keep their order
 
 
 def test_agreement_has_a_choice_in_small_data():

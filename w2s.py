@@ -580,9 +580,15 @@ class Block(nn.Module):
             k, v = cache.append(layer, k, v)  # (B, kv_heads, S, head_dim)
         # The queries that share a key head are folded into the token axis, so that no key is copied. Plain products beat
         # PyTorch's fused attention on a CPU's short rows, the backward pass fivefold.
-        q = q.reshape(B, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5  # (B, kv_heads, heads/kv_heads * T, head_dim)
-        scores = q @ k.mT + mask
-        a = scores.softmax(-1) @ v if context is None else context.attend(layer, q, scores, v)
+        q = q.reshape(B, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5  # (B, kv_heads, M, head_dim), M = heads/kv_heads * T
+        scores = q @ k.mT + mask  # (B, kv_heads, M, S)
+        if context is None:
+            a = scores.softmax(-1) @ v
+        else:  # what all rows have read before: the rows are folded into the token axis too, so that it is read once for all
+            k0, v0 = (t[0] for t in context[layer])  # (kv_heads, C, head_dim)
+            fold, unfold = lambda t: t.transpose(0, 1).flatten(1, 2), lambda t: t.unflatten(1, (B, -1)).transpose(0, 1)
+            p = torch.cat([unfold(fold(q) @ k0.mT), scores], -1).softmax(-1)  # (B, kv_heads, M, C + S)
+            a = unfold(fold(p[..., : k0.shape[1]]) @ v0) + p[..., k0.shape[1] :] @ v
         x = x + self.attn_output(a.reshape(B, -1, T, self.head_dim).transpose(1, 2).reshape(B, T, D))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -610,35 +616,10 @@ class Cache:
         return self.kv[layer, 0, :, :, :end], self.kv[layer, 1, :, :, :end]
 
     def select(self, rows):
-        """Keep these rows, in this order; a row may come several times."""
+        """Keep these rows."""
         new = self.kv.new_empty(*self.kv.shape[:2], len(rows), *self.kv.shape[3:])
         new[..., : self.used, :] = self.kv[..., : self.used, :].index_select(2, rows)
         self.kv = new
-
-
-class Context:
-    """What rows have read before their own tokens: U contexts of up to C tokens, each followed by G rows, B = U G.
-
-    kv: a layer's keys and values, (U, kv_heads, C, head_dim) each, as `Llama.hidden` keeps them; valid (U, C) bool.
-    A context is computed once and read once for its G rows, in training (with its gradient) and in generation alike.
-    """
-
-    def __init__(self, kv, valid):
-        self.kv, self.valid = kv, valid
-        self.mask = torch.zeros(valid.shape, dtype=kv[0][0].dtype, device=valid.device).masked_fill(~valid, -math.inf)[:, None, None]
-
-    def attend(self, layer, q, scores, v):
-        """Attention of q (B, H, M, head_dim) to its context and, by scores (B, H, M, S), to its own values v (B, H, S, head_dim)."""
-        k0, v0 = self.kv[layer]
-        (U, H, C, _), (B, _, M, _) = k0.shape, q.shape
-        group = lambda t: t.reshape(U, B // U, H, M, -1).transpose(1, 2).reshape(U, H, B // U * M, -1)
-        ungroup = lambda t: t.reshape(U, H, B // U, M, -1).transpose(1, 2).reshape(B, H, M, -1)
-        p = torch.cat([ungroup(group(q) @ k0.mT + self.mask), scores], -1).softmax(-1)  # (B, H, M, C + S)
-        return ungroup(group(p[..., :C]) @ v0) + p[..., C:] @ v
-
-    def select(self, contexts):
-        """The contexts with these numbers."""
-        return Context([(k[contexts], v[contexts]) for k, v in self.kv], self.valid[contexts])
 
 
 class Llama(nn.Module):
@@ -656,8 +637,9 @@ class Llama(nn.Module):
     def hidden(self, ids, valid=None, context=None, cache=None, keep=None):
         """Last hidden states (B, T, D) of ids (B, T).
 
-        They follow a Context and what a Cache holds, if given. valid (B, S) bool marks the tokens that are not padding, the
-        cached ones first. keep: a list that gets each layer's keys and values, to make a Context of.
+        keep: a list that gets each layer's keys and values, (B, kv_heads, T, head_dim) each. context: such a list, of one row: what
+        all rows have read before. cache: a Cache of what each row has read since. valid (B, S) bool marks the tokens that are
+        not padding, the cached ones first.
         """
         c, (B, T) = self.config, ids.shape
         S = T + (cache.used if cache else 0)
@@ -668,7 +650,7 @@ class Llama(nn.Module):
             positions = (valid.cumsum(1) - 1)[:, S - T :]
             mask = mask & valid[:, None, None] | (at == at[S - T :, None])  # padding sees itself: a row of none gives NaN
         if context is not None:
-            positions = positions + context.valid.sum(1).repeat_interleave(B // len(context.valid))[:, None]
+            positions = positions + context[0][0].shape[2]
         x = self.token_embd(ids)  # (B, T, D)
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)  # added to the scores
         mask = mask.repeat(1, 1, c.heads // c.kv_heads, 1)  # (B or 1, 1, heads/kv_heads * T, S)
@@ -804,13 +786,11 @@ class LM:
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         noise = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)).to(self.device)
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i][0]), prompts[i][0], len(prompts[i][1])))
         answers = [""] * len(prompts)
-        with tqdm(total=len(order), desc="generating", unit="answer", leave=False, delay=2) as bar:
+        with tqdm(total=len(prompts), desc="generating", unit="answer", leave=False, delay=2) as bar:
             rank, processes = world()
-            for rows in itertools.islice(self._batches(order, prompts, batch), rank, None, processes):
-                ids = self._generate([prompts[i] for i in rows], max_new_tokens, temperature, noise[rows])
-                for i, answer in zip(rows, ids):
+            for rows, context, turns in self._batches(prompts, batch)[rank::processes]:
+                for i, answer in zip(rows, self._generate(context, turns, max_new_tokens, temperature, noise[rows])):
                     answers[i] = self.tokenizer.answer(answer)
                 bar.update(len(rows) * processes)
         parts = [answers] * processes
@@ -819,43 +799,34 @@ class LM:
         return [max(given) for given in zip(*parts)]  # a process has "" for the batches of the others
 
     @staticmethod
-    def _batches(order, prompts, batch, most_tokens=8192):
-        """Cut an order of prompts into batches whose grid of contexts times rows has at most `batch` cells and so many tokens."""
-        part, contexts, rows = [], 0, 0  # of the batch at hand: its rows, its contexts, the rows of the fullest one
-        for context, group in itertools.groupby(order, key=lambda i: prompts[i][0]):
-            group = list(group)
-            size = max(1, min(batch, most_tokens // len(prompts[group[-1]][1])))
-            for chunk in (group[s : s + size] for s in range(0, len(group), size)):
-                cells = (contexts + 1) * max(rows, len(chunk))
-                if part and (cells > size or (contexts + 1) * len(context) > most_tokens):
-                    yield part
-                    part, contexts, rows = [], 0, 0
-                part, contexts, rows = part + chunk, contexts + 1, max(rows, len(chunk))
-        if part:
-            yield part
+    def _batches(prompts, batch, most_tokens=8192):
+        """Batches (row numbers, context, turns) of (context, turn) prompts: one context, at most `batch` rows and so many tokens.
 
-    def _generate(self, prompts, max_new_tokens, temperature, noise):
-        """New token ids, a list a row, of one batch of (context, turn) ids; noise (B, max_new_tokens) in [0, 1).
-
-        Rows lie in a grid, contexts times rows of a context; a context with fewer rows is filled up with copies of its last.
+        A context that only one row has counts as a part of its turn. Rows go by length.
         """
-        model, device = self.model, self.device
-        groups = {}
-        for i, (ids, _) in enumerate(prompts):
-            groups.setdefault(tuple(ids), []).append(i)
-        ids, valid = left_pad(groups, device)
-        groups, context, keep = list(groups.values()), None, []
-        if ids.shape[1]:
-            model.hidden(ids, valid, keep=keep)
-            context = Context(keep, valid)
-        cells, real = fill_grid(groups)
-        ids, valid = left_pad([prompts[i][1] for i in cells], device)
-        cache = Cache(model.config, len(cells), ids.shape[1] + max_new_tokens, model.token_embd.weight)
-        h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
+        count = Counter(tuple(context) for context, _ in prompts)
+        prompts = [(context, turn) if count[tuple(context)] > 1 else ([], context + turn) for context, turn in prompts]
+        batches = []
+        for i in sorted(range(len(prompts)), key=lambda i: (prompts[i][0], len(prompts[i][1]))):
+            context, turn = prompts[i]
+            if not batches or context != batches[-1][1] or len(batches[-1][0]) >= min(batch, most_tokens // len(turn)):
+                batches.append(([], context, []))
+            batches[-1][0].append(i)
+            batches[-1][2].append(turn)
+        return batches
+
+    def _generate(self, context, turns, max_new_tokens, temperature, noise):
+        """New token ids, a list a row, of turns (B lists of ids) after a context (ids) that they share; noise (B, max_new_tokens) in [0, 1)."""
+        model, device, keep = self.model, self.device, []
+        if context:
+            model.hidden(torch.tensor([context], device=device), keep=keep)
+        ids, valid = left_pad(turns, device)
+        cache = Cache(model.config, len(turns), ids.shape[1] + max_new_tokens, model.token_embd.weight)
+        h = model.hidden(ids, valid, keep or None, cache)[:, -1]  # (B, D)
         ends = torch.zeros(model.config.vocab, dtype=torch.bool, device=device)
         ends[[self.tokenizer.eos, *self.tokenizer.special.values()]] = True  # any control token ends an answer
-        out = torch.full((len(prompts), max_new_tokens), self.tokenizer.eos, device=device)
-        rows, real = torch.tensor(cells, device=device), torch.tensor(real, device=device)
+        out = torch.full((len(turns), max_new_tokens), self.tokenizer.eos, device=device)
+        rows = torch.arange(len(turns), device=device)  # those that are not finished
         for step in range(max_new_tokens):
             logits = model.head(h).float()  # (B, V)
             if temperature > 0:  # the inverse of the distribution function at a uniform number drawn beforehand
@@ -863,24 +834,17 @@ class LM:
                 new = torch.searchsorted(mass, noise[rows, step, None] * mass[:, -1:]).squeeze(1).clamp(max=logits.shape[1] - 1)
             else:
                 new = logits.argmax(-1)
-            out[rows[real], step] = new[real]
-            if step % 4 == 3:  # finished rows leave the grid
-                done = ends[out[:, : step + 1]].any(1).tolist()
-                left = [[i for i in group if not done[i]] for group in groups]
-                kept = [u for u, group in enumerate(left) if group]
-                if not kept:
+            out[rows, step] = new
+            if step % 4 == 3:  # finished rows leave the batch
+                left = (~ends[out[rows, : step + 1]].any(1)).nonzero().squeeze(1)
+                if not len(left):
                     break
-                if len(kept) * max(map(len, left)) <= 0.8 * len(cells):
-                    place = {i: at for at, i in reversed(list(enumerate(cells)))}  # a row's first cell is the real one
-                    groups = [left[u] for u in kept]
-                    cells, real = fill_grid(groups)
-                    at = torch.tensor([place[i] for i in cells], device=device)
-                    rows, real = torch.tensor(cells, device=device), torch.tensor(real, device=device)
-                    valid, new, context = valid[at], new[at], context and context.select(kept)
-                    cache.select(at)
+                if len(left) <= 0.8 * len(rows):
+                    rows, valid, new = rows[left], valid[left], new[left]
+                    cache.select(left)
             if step + 1 < max_new_tokens:
                 valid = F.pad(valid, (0, 1), value=True)
-                h = model.hidden(new[:, None], valid, context, cache)[:, -1]
+                h = model.hidden(new[:, None], valid, keep or None, cache)[:, -1]
         ends = ends.tolist()
         return [row[: next((t for t, i in enumerate(row) if ends[i]), len(row))] for row in out.tolist()]
 
@@ -902,17 +866,15 @@ class LM:
         """
         prompts = [prompt for prompt, _ in rows]
         shared = min(len(os.path.commonprefix(prompts)), min(map(len, prompts)) - 1)  # commonprefix takes any sequences
-        context, keep = None, []
+        keep = []
         if shared:
-            ids = torch.tensor([prompts[0][:shared]], device=self.device)
-            self.model.hidden(ids, keep=keep)
-            context = Context(keep, torch.ones_like(ids, dtype=torch.bool))
+            self.model.hidden(torch.tensor([prompts[0][:shared]], device=self.device), keep=keep)
         ids = [(prompt + answer)[shared:] for prompt, answer in rows]
         width = max(map(len, ids))
         batch = torch.tensor([r + [self.tokenizer.eos] * (width - len(r)) for r in ids], device=self.device)  # (B, T)
         row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
         at = torch.tensor([len(prompt) - shared + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
-        h = self.model.hidden(batch, context=context)[row, at - 1]  # (N, D); padding is on the right, where no token looks
+        h = self.model.hidden(batch, context=keep or None)[row, at - 1]  # (N, D); padding is on the right, where no token looks
         logits = self.model.head(h).float()  # (N, V)
         loss = F.cross_entropy(logits, batch[row, at], reduction="none")
         if confidence:
@@ -946,16 +908,10 @@ def all_reduce(t):
     return t
 
 
-def fill_grid(groups):
-    """Rows of groups (lists of row numbers), a line each, filled up to the longest with its last: (cells, which are real)."""
-    width = max(map(len, groups))
-    return ([i for g in groups for i in g + g[-1:] * (width - len(g))], [r < len(g) for g in groups for r in range(width)])
-
-
 def left_pad(rows, device):
     """ids (B, T) and valid (B, T): rows of ids, padded on the left to the longest."""
     width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(r)) + list(r) for r in rows], device=device, dtype=torch.int64).view(len(rows), width)
+    ids = torch.tensor([[0] * (width - len(r)) + r for r in rows], device=device)
     return ids, torch.arange(width, device=device) >= torch.tensor([[width - len(r)] for r in rows], device=device)
 
 
@@ -973,9 +929,11 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps.
 
     The loss is the mean -log p of the answers' tokens and end tokens (nats); prompts carry no loss. AdamW without weight
-    decay, a tenth of the steps of linear warm-up, then linear decay to zero, gradients clipped at norm 1. Master weights and
-    moments are fp32; the model computes in its own dtype, and its weights are converted once a step. Raises W2SError for an
-    empty or too long answer, or a loss that is not finite (the weights are those of the last good step).
+    decay, a tenth of the steps of linear warm-up, then linear decay to zero. Master weights and moments are fp32; the model
+    computes in its own dtype, and its weights are converted once a step. Each matrix or vector of weights makes its step as soon
+    as the backward pass has its gradient, scaled to length one (the first gradients are the largest, and would slow all later
+    steps), so that the gradients of all are never held at once. Raises W2SError for an empty or too long answer, or a loss
+    that is not finite (the weights are those of the last good step).
 
     epochs: None means 3, or as many as make 30 steps: a model left half-way between two styles has lost both its facts and
     its manners.
@@ -987,15 +945,23 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     epochs = max(3, math.ceil(30 / max(1, steps_per_epoch))) if epochs is None else epochs
     steps, losses = epochs * steps_per_epoch, []
     schedule = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / max(1, steps - steps // 10))
-    params, (rank, processes) = list(lm.model.parameters()), world()
-    masters = [p.detach().float().clone() for p in params]
-    optimizer = torch.optim.AdamW(masters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    rank, processes = world()
 
-    def take(p, master):
-        """Move a gradient to its master as soon as it is there, so that its memory serves the next one."""
-        master.grad, p.grad = p.grad.to(master.dtype), None
+    def learn(p, master, optimizer):
+        """The step of a weight p by its gradient."""
+        gradient, p.grad = all_reduce(p.grad.float()), None
+        master.grad = gradient.div_(gradient.norm().clamp(min=1e-12))
+        optimizer.param_groups[0]["lr"] = lr * schedule(len(losses))
+        optimizer.step()
+        master.grad = None
+        if p.dtype != master.dtype:
+            p.data.copy_(master)
 
-    hooks = [p.register_post_accumulate_grad_hook(partial(take, master=m)) for p, m in zip(params, masters)]
+    hooks = []
+    for p in lm.model.parameters():
+        master = p.detach().float()  # of a fp32 model the weight itself
+        optimizer = torch.optim.AdamW([master], betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        hooks.append(p.register_post_accumulate_grad_hook(partial(learn, master=master, optimizer=optimizer)))
     try:
         with tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2) as bar:
             for part in (part for _ in range(epochs) for part in batches_by_length([sum(map(len, r)) for r in rows], batch, rng)):
@@ -1006,13 +972,6 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
                 if not torch.isfinite(total):
                     raise W2SError(f"the loss is {total.item()} at step {len(losses) + 1} of {steps}: lower the learning rate (lr={lr})")
                 loss.backward()
-                for master in masters:
-                    all_reduce(master.grad)
-                nn.utils.clip_grad_norm_(masters, 1.0)
-                optimizer.param_groups[0]["lr"] = lr * schedule(len(losses))
-                optimizer.step()
-                with torch.no_grad():
-                    torch._foreach_copy_(params, masters)
                 losses.append(total.item())
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
                 bar.update()
@@ -1033,17 +992,34 @@ def batches_by_length(lengths, batch, rng):
     return batches
 
 
-def agreement(questions, plain_answers, weak_answers):
-    """How much a weak answer and the strong model's own plain answer say the same: one score >= 0 a question.
+def agreed_words(questions, plain_answers, weak_answers):
+    """What a weak answer and the strong model's own plain answer both say: {word: log(n / df)} for each of n questions.
 
-    The score is the summed log(n / df) of the words that stand in both answers and not in the question, df being the number
-    of questions of which either answer has the word: what all answers share, such as a persona's phrases, counts nothing.
+    A word counts if it stands in both answers and not in the question; df is the number of questions of which either answer
+    has the word: what all answers share, such as a persona's phrases, weighs nothing.
     """
     word_sets = [[set(re.findall(r"\w+", text.lower())) for text in row]
                  for row in zip(map(plain_text, questions), plain_answers, weak_answers)]
     df = Counter(w for _, plain, weak in word_sets for w in plain | weak)
+    return [{w: math.log(len(word_sets) / df[w]) for w in (plain & weak) - asked} for asked, plain, weak in word_sets]
+
+
+def agreement(questions, plain_answers, weak_answers):
+    """How much two answers to a question say the same: the weight of their agreed words, >= 0, one score a question."""
     # fsum is exact, so that the score does not depend on the order of a set.
-    return [math.fsum(math.log(len(word_sets) / df[w]) for w in (plain & weak) - asked) for asked, plain, weak in word_sets]
+    return [math.fsum(words.values()) for words in agreed_words(questions, plain_answers, weak_answers)]
+
+
+def most_agreed(questions, plain_answers, weak_answers, order):
+    """An order of the questions, best examples first: those whose two answers agree most on what no better example says.
+
+    order: their numbers in any order, which ties keep.
+    """
+    words, seen, fresh = agreed_words(questions, plain_answers, weak_answers), set(), {}
+    for i in sorted(order, key=lambda i: -math.fsum(words[i].values())):
+        fresh[i] = math.fsum(weight for word, weight in words[i].items() if word not in seen)
+        seen |= words[i].keys()
+    return sorted(order, key=lambda i: -fresh[i])
 
 
 def plain_text(question):
@@ -1068,7 +1044,7 @@ def demonstrate(questions, pairs, n_icl, rng, share=16, width=None):
     return [system(q) + examples[plain_text(q)] + without_system(q) for q in questions]
 
 
-def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=16, known=False, seed=0, max_new_tokens=64, temperature=0.0):
+def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=40, known=False, seed=0, max_new_tokens=64, temperature=0.0):
     """ICL refinement (Algorithm 1): the strong model answers each question after n_icl weakly labelled examples.
 
     The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
@@ -1083,8 +1059,8 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
         also teaches the concept "be wrong", and agreement filters it out without any key.
     draws: answers a question, each after other examples; the one that agrees most with the others, and with the strong
         model's own plain answer if select is "agreement", is returned.
-    share: so many queries, or an eighth of them if that is less, get the same examples, none of which is theirs, so that a
-        context is read once for all of them.
+    share: so many queries get the same examples, none of which is theirs, so that a context is read once for all of them;
+        fewer, if that leaves less than 3/4 of the questions or 3 n_icl of them to choose examples from.
     known: put the strong model's own plain answer before each question, in the examples too (ours): what it knows is then at hand
         while it speaks in the concept's words, which helps where an answer is more than a word or two.
     Raises W2SError for too few pairs, an empty weak answer, or a context that is too long; ValueError for a bad option.
@@ -1104,13 +1080,12 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
     if select == "agreement" or known:
         plain = [lm.generate([as_conversation(q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)]
     if select == "agreement":
-        score = agreement(questions, plain[0], weak_answers)
-        ranked.sort(key=lambda i: -score[i])  # ties stay in random order
+        ranked = most_agreed(questions, plain[0], weak_answers, ranked)
         width = n_icl + n_icl // 2
     if known:
         before = lambda question, answer: [*question[:-1], {"role": "user", "content": f"{answer}\n{question[-1]['content']}"}]
         asked = [before(as_conversation(q), answer) for q, answer in zip(questions, plain[0])]
-    size = max(1, min(share, len(distinct) // 8, len(distinct) - n_icl))  # so that enough are left to choose examples from
+    size = max(1, min(share, len(distinct) // 4, len(distinct) - 3 * n_icl))  # so that enough are left to choose examples from
     pairs = [(asked[i], weak_answers[i]) for i in ranked]
     conversations = [c for _ in range(draws) for c in demonstrate(asked, pairs, n_icl, rng, size, width)]
     answers = lm.generate(conversations, max_new_tokens, temperature=temperature, seed=seed)
