@@ -935,14 +935,14 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     steps), so that the gradients of all are never held at once. Raises W2SError for an empty or too long answer, or a loss
     that is not finite (the weights are those of the last good step).
 
-    epochs: None means 3, or as many as make 30 steps: a model left half-way between two styles has lost both its facts and
-    its manners.
+    epochs: None means 3, or as many as make 20 steps: a model left half-way between two styles has lost both its facts and
+    its manners, and one that has learnt its answers by heart has lost other facts.
     confidence: the auxiliary confidence loss of Burns et al. 2023, on tokens: this share of the loss, reached over the first fifth
     of the steps, goes to the model's own hardened predictions instead of the labels.
     """
     rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
     steps_per_epoch = math.ceil(len(rows) / batch)
-    epochs = max(3, math.ceil(30 / max(1, steps_per_epoch))) if epochs is None else epochs
+    epochs = max(3, math.ceil(20 / max(1, steps_per_epoch))) if epochs is None else epochs
     steps, losses = epochs * steps_per_epoch, []
     schedule = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / max(1, steps - steps // 10))
     rank, processes = world()
@@ -1229,7 +1229,7 @@ def versions():
 class Remembered:
     """A model whose answers are kept in a side file as soon as they are there: what was asked before is not asked again."""
 
-    def __init__(self, lm, path, chunk=64):
+    def __init__(self, lm, path, chunk=80):
         self.lm, self.path, self.chunk, self.known = lm, Path(path), chunk, {}
         self.path.open("a").close()  # a folder that cannot be written is said now, not after the work
         for line in self.path.read_text(encoding="utf-8").split("\n"):
@@ -1317,7 +1317,7 @@ questions      | []       | for generate: the questions
 --model FILE   | null     | the strong model, a GGUF file (default: SmolLM2-135M-Instruct)
 --method NAME  | "icl"    | refine: icl (weak examples in the context), iar (infer the concept, then respond) or improve (the weak answer)
 --n-icl N      | null     | refine: weak examples in the context of a query (default: 16, or a third of the data)
---epochs N     | null     | finetune: passes over the data (default: 3, or as many as make 30 steps)
+--epochs N     | null     | finetune: passes over the data (default: 3, or as many as make 20 steps)
 --lr RATE      | 1e-4     | finetune: learning rate
 --max-new-tokens N | 64   | longest answer, in tokens
 --seed N       | 0        | seed of all that is drawn
