@@ -1049,7 +1049,7 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
 
     The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
     weak answer, nor one to the same question. Returns the refined answers, a list of str in the order of the questions.
-    Plain Algorithm 1, as in the paper, is n_icl=4, select="random", draws=1; the defaults are what we recommend.
+    Plain Algorithm 1, as in the paper, is n_icl=4, select="random", draws=1, share=1; the defaults are what we recommend.
 
     lm: anything with generate(conversations, max_new_tokens, temperature=, seed=) -> list of str.
     questions: str, or conversations (lists of {"role", "content"}; a system message stays first).
