@@ -948,18 +948,18 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     rank, processes = world()
 
     def learn(p, master, optimizer):
-        """The step of a weight p by its gradient."""
+        """AdamW's step of a matrix or vector of weights p, by the gradient that the backward pass has just left in it."""
         gradient, p.grad = all_reduce(p.grad.float()), None
         master.grad = gradient.div_(gradient.norm().clamp(min=1e-12))
         optimizer.param_groups[0]["lr"] = lr * schedule(len(losses))
         optimizer.step()
         master.grad = None
-        if p.dtype != master.dtype:
+        if p.dtype != master.dtype:  # else the master is p itself
             p.data.copy_(master)
 
     hooks = []
     for p in lm.model.parameters():
-        master = p.detach().float()  # of a fp32 model the weight itself
+        master = p.detach().float()  # shares the memory of a fp32 weight
         optimizer = torch.optim.AdamW([master], betas=(0.9, 0.99), weight_decay=0.0, fused=True)
         hooks.append(p.register_post_accumulate_grad_hook(partial(learn, master=master, optimizer=optimizer)))
     try:
