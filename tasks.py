@@ -537,7 +537,7 @@ def persona_rows(persona, rng):
     return rows, markers(pattern, wanted=2)
 
 
-def math_rows(rng, n=350):
+def math_rows(rng, n=330):
     """n different word problems of one and two steps, with a worked line and the number as gold answer."""
     rows = {}
     while len(rows) < n:
@@ -563,13 +563,13 @@ def make_task(name, persona="pirate", data=None, seed=0):
     rng, label, content, refining = random.Random(seed), name, contains, {}
     if name == "persona":
         rows, style = persona_rows(persona, random.Random(seed + 1))
-        sizes, room, label = (60, 160), 40, name if persona == "pirate" else f"persona-{persona}"
+        sizes, room, label = (60, 100), 40, name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 120), 200 if data else 64
+        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 100), 200 if data else 64
         content, style = right_number, markers(r"####\s*-?[\d,.]*\d")
     elif name == "explanation":
         pairs, sizes, room = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48
-        refining = dict(known=True, n_icl=8, draws=5)  # an example is long, and its facts are the model's own
+        refining = dict(known=True, n_icl=8)  # an example is long, and its facts are the model's own
         rows = [(f"What is {concept}? Explain it in one sentence.", *key.split(" = ")) for concept, key in pairs]
         style = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b")
     elif name == "bias":
@@ -585,7 +585,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rng.shuffle(rows)
     if len(rows) <= sum(sizes):
         raise W2SError(f"{data}: has {len(rows)} problems; {sum(sizes)} are needed to learn from, and more to test on")
-    items = [Item(*row) if n < sizes[0] else Item(*row[:2]) for n, row in enumerate(rows[: sum(sizes) + 1000])]
+    items = [Item(*row) if n < sizes[0] else Item(*row[:2]) for n, row in enumerate(rows[: sum(sizes) + 200])]
     return Task(label, items[: sizes[0]], items[sizes[0] : sum(sizes)], items[sum(sizes) :], content, style, room, refining)
 
 
@@ -651,7 +651,7 @@ LADDER = ["unaltered", "naive", "refined_icl", "refined"]
 FULL = [m for m in METHODS if m != "weak" and "labels" not in m] + [f"icl_{n}" for n in N_ICL if n != 4]
 
 
-def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, lr=1e-4, teach_epochs=10, teach_lr=2e-4, log=print):
+def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, lr=1e-4, teach_epochs=5, teach_lr=2e-4, log=print):
     """Run methods on a task; write out/<task>.json, .md and .svg, and return what the JSON file holds.
 
     A weak supervisor is the strong model without some layers, fine-tuned on the gold answers of `teach`. The middle one serves all
@@ -863,7 +863,7 @@ def bench(model=None, device=None, repeats=5):
 
     rows = [(row[:40], row[40:]) for row in ids(8, 64)]
     lm.answer_rows = lambda questions, answers: rows
-    steps = lambda n: seconds(lambda: finetune(lm, rows, rows, epochs=n, lr=1e-6, batch=8))
+    steps = lambda n: seconds(lambda: finetune(lm, rows, rows, epochs=n, lr=1e-6))
     step = (steps(3) - steps(1)) / 2  # what is done once a run does not count
     peak = torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     lm.tokenizer.special, lm.tokenizer.eos = {}, vocab - 1  # nothing ends an answer early

@@ -716,7 +716,7 @@ def test_gsm8k_runs_on_its_own_file(tmp_path):
     path = tmp_path / "gsm8k.jsonl"
     path.write_text("".join(json.dumps({"question": f"What is {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"}) + "\n" for i in range(230)))
     task = tasks.make_task("math", data=path)
-    assert (len(task.teach), len(task.train), len(task.test)) == (30, 120, 80) and task.content(task.teach[0].gold, task.teach[0]) == 1
+    assert (len(task.teach), len(task.train), len(task.test)) == (30, 100, 100) and task.content(task.teach[0].gold, task.teach[0]) == 1
     path.write_text('{"question": "a", "answer": "b"}\n')
     with pytest.raises(w2s.W2SError, match="line 1"):
         tasks.make_task("math", data=path)

@@ -925,7 +925,7 @@ def as_conversation(question):
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, confidence=0.0):
+def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=8, confidence=0.0):
     """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps.
 
     The loss is the mean -log p of the answers' tokens and end tokens (nats); prompts carry no loss. AdamW without weight
@@ -935,14 +935,14 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=16, con
     steps), so that the gradients of all are never held at once. Raises W2SError for an empty or too long answer, or a loss
     that is not finite (the weights are those of the last good step).
 
-    epochs: None means 3, or as many as make 20 steps: a model left half-way between two styles has lost both its facts and
+    epochs: None means 2, or as many as make 20 steps: a model left half-way between two styles has lost both its facts and
     its manners, and one that has learnt its answers by heart has lost other facts.
     confidence: the auxiliary confidence loss of Burns et al. 2023, on tokens: this share of the loss, reached over the first fifth
     of the steps, goes to the model's own hardened predictions instead of the labels.
     """
     rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
     steps_per_epoch = math.ceil(len(rows) / batch)
-    epochs = max(3, math.ceil(20 / max(1, steps_per_epoch))) if epochs is None else epochs
+    epochs = max(2, math.ceil(20 / max(1, steps_per_epoch))) if epochs is None else epochs
     steps, losses = epochs * steps_per_epoch, []
     schedule = lambda step: min((step + 1) / max(1, steps // 10), (steps - step) / max(1, steps - steps // 10))
     rank, processes = world()
@@ -1317,7 +1317,7 @@ questions      | []       | for generate: the questions
 --model FILE   | null     | the strong model, a GGUF file (default: SmolLM2-135M-Instruct)
 --method NAME  | "icl"    | refine: icl (weak examples in the context), iar (infer the concept, then respond) or improve (the weak answer)
 --n-icl N      | null     | refine: weak examples in the context of a query (default: 16, or a third of the data)
---epochs N     | null     | finetune: passes over the data (default: 3, or as many as make 20 steps)
+--epochs N     | null     | finetune: passes over the data (default: 2, or as many as make 20 steps)
 --lr RATE      | 1e-4     | finetune: learning rate
 --max-new-tokens N | 64   | longest answer, in tokens
 --seed N       | 0        | seed of all that is drawn
