@@ -888,7 +888,7 @@ def bench(model=None, device=None, repeats=5):
 OPTIONS = """
 command         | "run"     | bench: measure the speed of this machine; default: run the experiments
 --task NAMES    | "persona,math,explanation,theory" | which experiments, separated by commas; there is also bias
---quick         | false     | persona with half of the data and the fewest methods, and theory: under 3 minutes
+--quick         | false     | persona with fewer questions and the fewest methods, and theory: the shortest run
 --full          | false     | all methods, a ladder of four supervisors, three seeds: hours
 --persona NAME  | "pirate"  | pirate or cowboy
 --data FILE     | null      | GSM8K problems (JSONL) for the math task instead of generated ones
