@@ -559,7 +559,7 @@ def gsm8k(row):
 
 
 def make_task(name, persona="pirate", data=None, seed=0):
-    """The task of a name; the splits are drawn by the seed. data: a GSM8K file for math. W2SError for another name."""
+    """The task of a name; the splits are drawn by the seed, `test` holds at most 200 questions. data: a GSM8K file for math. W2SError for another name."""
     rng, label, content, refining = random.Random(seed), name, contains, {}
     if name == "persona":
         rows, style = persona_rows(persona, random.Random(seed + 1))
