@@ -565,7 +565,7 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rows, style = persona_rows(persona, random.Random(seed + 1))
         sizes, room, label = (60, 100), 40, name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(rng), (30, 100), 200 if data else 64
+        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(random.Random(seed + 1)), (30, 100), 200 if data else 64
         content, style = right_number, markers(r"####\s*-?[\d,.]*\d")
     elif name == "explanation":
         pairs, sizes, room = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48
@@ -585,8 +585,9 @@ def make_task(name, persona="pirate", data=None, seed=0):
         rng.shuffle(rows)
     if len(rows) <= sum(sizes):
         raise W2SError(f"{data}: has {len(rows)} problems; {sum(sizes)} are needed to learn from, and more to test on")
-    items = [Item(*row) if n < sizes[0] else Item(*row[:2]) for n, row in enumerate(rows[: sum(sizes) + 200])]
-    return Task(label, items[: sizes[0]], items[sizes[0] : sum(sizes)], items[sum(sizes) :], content, style, room, refining)
+    items = [Item(*row) if n < sizes[0] else Item(*row[:2]) for n, row in enumerate(rows)]
+    # `test` is cut from the end: another number of questions to learn from leaves it as it is.
+    return Task(label, items[: sizes[0]], items[sizes[0] : sum(sizes)], items[sum(sizes) :][-200:], content, style, room, refining)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
