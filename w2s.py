@@ -886,9 +886,9 @@ class LM:
         """log p(response | conversation) in nats, (n,) fp32: the response's tokens and the end token."""
         rows = self.answer_rows(conversations, responses)
         out = torch.zeros(len(rows))
-        for start in range(0, len(rows), batch):
-            loss, row = self.answer_loss(rows[start : start + batch])
-            out.index_add_(0, start + row.cpu(), -loss.cpu())
+        for part, *_ in self._batches(self.prompts(conversations, [0] * len(rows)), batch):  # one context a batch, which is read once
+            loss, row = self.answer_loss([rows[i] for i in part])
+            out.index_add_(0, torch.tensor(part)[row.cpu()], -loss.cpu())
         return out
 
 
