@@ -660,6 +660,8 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     out/<task>.partial.json as soon as they are there; a run that was interrupted goes on from them.
     """
     layers, room = lm.model.config.layers, task.max_new_tokens
+    if not seeds:
+        raise W2SError("no seed to run: --seeds must be at least 1")
     # `refine` would say so too, after the supervisor has been trained.
     if n_icl is not None and not 0 <= n_icl < len(task.train):
         raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
@@ -912,7 +914,7 @@ def main(argv=None):
         print(w2s.table(["", ""], result.items()), json.dumps(result), sep="\n\n")
         return
     options, out = dict(methods=FULL if args.full else MAIN, ladder=list(SUPERVISORS) if args.full else []), Path(args.out)
-    options["seeds"] = range(args.seed, args.seed + (args.seeds or (3 if args.full else 1)))
+    options["seeds"] = range(args.seed, args.seed + ((3 if args.full else 1) if args.seeds is None else args.seeds))
     names = ["persona", "theory"] if args.quick else args.task.split(",")
     tasks = {name: make_task(name, args.persona, args.data) for name in names if name != "theory"}
     lm = w2s.load(args.model, args.device) if tasks else None

