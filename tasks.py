@@ -817,13 +817,14 @@ def markdown(task, result):
 def drawing(task, result):
     """The result as a figure (SVG): methods by content and style; the ladder of supervisors; what is inferred in the context."""
     methods, whole = {m: v for m, v in result["methods"].items() if not m.endswith("_labels")}, (-0.03, 1.03)
-    main = [m for m in ("weak", "unaltered", "icl_4", "naive", "refined_icl", "iar", "refined", "gold") if m in methods]  # eight colours
-    points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False) for m, v in ((m, methods[m]) for m in main)]
+    color = dict(zip(("refined", "naive", "iar", "icl_4", "weak", "refined_icl", "unaltered", "gold"), w2s.COLORS))  # a method's, in all panels
+    points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False, color=color[m])
+              for m, v in ((m, methods[m]) for m in METHODS if m in methods and m in color)]
     panels = [Panel(f"{len(task.test)} test questions, bars are 95 % intervals", "content", "style", points, (0, 1), whole)]
     ladder = sorted(result["supervisors"].values(), key=lambda c: c["methods"]["weak"]["content"][0])
     for column in ("content", "style") if len(ladder) > 1 else ():
         x = [c["methods"]["weak"]["content"][0] for c in ladder]
-        series = [w2s.curve(METHODS[m], x, [c["methods"][m][column] for c in ladder], dashed=m == "unaltered") for m in LADDER]
+        series = [w2s.curve(METHODS[m], x, [c["methods"][m][column] for c in ladder], dashed=m == "unaltered", color=color[m]) for m in LADDER]
         panels.append(Panel(f"{column}: strong against weak", "content of the weak supervisor", f"{column} of the strong model", series,
                             (min(x) - 0.02, max(x) + 0.02), whole))
     if all(f"icl_{n}" in methods for n in N_ICL):
