@@ -721,8 +721,8 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
         tune = {"gold": lambda: tuned(gold, teach), "naive": lambda: tuned(weak), "naive_long": lambda: tuned(weak, times=3),
                 "confidence": lambda: tuned(weak, confidence=0.5)}
         for m in methods:
-            if m == "unaltered":  # the same in every cell
-                stage(m, lambda: {m: next((a for key, a in answers.items() if key.endswith("/unaltered")), None) or lm.generate(test, room)})
+            if m in ("unaltered", "icl_0"):  # the same in every cell
+                stage(m, lambda: {m: next((a for key, a in answers.items() if key.endswith(("/unaltered", "/icl_0"))), None) or lm.generate(test, room)})
             elif m.startswith("icl_"):
                 shown = demonstrate(test, list(zip(train, weak)), int(m[4:]), random.Random(seed))
                 stage(m, lambda: {m: lm.generate(shown, room)})
