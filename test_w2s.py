@@ -410,6 +410,17 @@ def greedy_by_hand(lm, conversation, n):
     return lm.tokenizer.decode(ids[start:])
 
 
+@pytest.mark.parametrize("rows", [(1,), (15,), (16,), (3, 11), (129,)])
+@pytest.mark.parametrize("bias", [None, torch.randn(40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_of_few_rows_turned_around_is_the_product(rows, bias, dtype):
+    x, w, bias = torch.randn(*rows, 24).to(dtype), torch.randn(40, 24).to(dtype), None if bias is None else bias.to(dtype)
+    with torch.no_grad():
+        got = w2s.linear(x, w, bias)
+    assert got.shape == (*rows, 40) and got.dtype == dtype
+    assert torch.allclose(got.float(), torch.nn.functional.linear(x, w, bias).float(), atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
 @torch.no_grad()
 def test_cached_batched_generation_equals_plain_decoding(tiny):
     examples = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "an"}]

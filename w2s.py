@@ -556,6 +556,26 @@ class Tokenizer:
 Config = namedtuple("Config", "layers dim heads kv_heads hidden vocab context eps rope_base tied qwen2")
 
 
+def linear(x, w, bias=None):
+    """x W' + bias (..., n) of x (..., m), w (n, m). Where few rows meet the weights on a CPU the product is taken as (W x')'.
+
+    The matrix library splits the columns of a product among the cores. Of x W' they are rows of x, and every core packs all
+    of W for its few; of W x' they are weights. That is 1.2 to 1.6 times as fast below 128 rows, a multiple of 16, in fp32.
+    """
+    rows = x.reshape(-1, x.shape[-1])  # (M, m)
+    if x.device.type != "cpu" or x.dtype != torch.float32 or len(rows) > 128 or torch.is_grad_enabled():
+        return F.linear(x, w, bias)
+    y = (w @ F.pad(rows, (0, 0, 0, -len(rows) % 16)).T).T[: len(rows)].unflatten(0, x.shape[:-1])
+    return y if bias is None else y + bias
+
+
+class Linear(nn.Linear):
+    """A layer of weights and, perhaps, a bias."""
+
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
 class Block(nn.Module):
     """One layer, its parts named as in GGUF: attention with grouped queries, then a gated feed-forward net."""
 
@@ -563,11 +583,11 @@ class Block(nn.Module):
         super().__init__()
         self.kv_heads, self.head_dim = c.kv_heads, c.dim // c.heads
         self.attn_norm, self.ffn_norm = nn.RMSNorm(c.dim, c.eps), nn.RMSNorm(c.dim, c.eps)
-        self.attn_q = nn.Linear(c.dim, c.dim, bias=c.qwen2)
-        self.attn_k, self.attn_v = (nn.Linear(c.dim, c.kv_heads * self.head_dim, bias=c.qwen2) for _ in "kv")
-        self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
-        self.ffn_gate, self.ffn_up = nn.Linear(c.dim, c.hidden, bias=False), nn.Linear(c.dim, c.hidden, bias=False)
-        self.ffn_down = nn.Linear(c.hidden, c.dim, bias=False)
+        self.attn_q = Linear(c.dim, c.dim, bias=c.qwen2)
+        self.attn_k, self.attn_v = (Linear(c.dim, c.kv_heads * self.head_dim, bias=c.qwen2) for _ in "kv")
+        self.attn_output = Linear(c.dim, c.dim, bias=False)
+        self.ffn_gate, self.ffn_up = Linear(c.dim, c.hidden, bias=False), Linear(c.dim, c.hidden, bias=False)
+        self.ffn_down = Linear(c.hidden, c.dim, bias=False)
 
     def forward(self, x, layer, rope, mask, context, cache, keep):
         B, T, D = x.shape
@@ -632,7 +652,7 @@ class Llama(nn.Module):
         self.blk = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.output_norm = nn.RMSNorm(c.dim, c.eps)
         if not c.tied:
-            self.output = nn.Linear(c.dim, c.vocab, bias=False)
+            self.output = Linear(c.dim, c.vocab, bias=False)
 
     def hidden(self, ids, valid=None, context=None, cache=None, keep=None):
         """Last hidden states (B, T, D) of ids (B, T).
@@ -666,7 +686,7 @@ class Llama(nn.Module):
 
     def head(self, h):
         """Logits (..., V) of hidden states (..., D)."""
-        return F.linear(h, self.token_embd.weight if self.config.tied else self.output.weight)
+        return linear(h, self.token_embd.weight if self.config.tied else self.output.weight)
 
     def forward(self, ids):
         """Logits (B, T, V) of token ids (B, T), int64."""
@@ -779,7 +799,7 @@ class LM:
         return out
 
     @torch.inference_mode()
-    def generate(self, conversations, max_new_tokens=64, temperature=0.0, seed=0, batch=64):
+    def generate(self, conversations, max_new_tokens=64, temperature=0.0, seed=0, batch=128):
         """Answers to conversations (lists of {"role", "content"}, or plain questions), as a list of str in their order.
 
         temperature 0 is greedy; above, tokens are drawn, and an answer depends on the seed and its place in the list, not
