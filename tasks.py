@@ -871,7 +871,7 @@ def bench(model=None, device=None, repeats=5):
     step = (steps(3) - steps(1)) / 2  # what is done once a run does not count
     peak = torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     lm.tokenizer.special, lm.tokenizer.eos = {}, vocab - 1  # nothing ends an answer early
-    new_tokens = lambda context, turns: seconds(torch.inference_mode()(lambda: lm._generate(context, turns, 40, 0.0, None)))
+    new_tokens = lambda context, turns: seconds(torch.inference_mode()(lambda: lm._generate([(context, turn) for turn in turns], 40, 0.0, None)))
     generate, shared = new_tokens([], ids(32, 250)), new_tokens(ids(1, 240)[0], ids(64, 20))
     a, b = torch.ones(2048, 2048, dtype=weight.dtype, device=lm.device), torch.empty(2**27, dtype=torch.uint8, device=lm.device)
     matrix, memory = 2 * 2048**3 / seconds(lambda: a @ a), 2 * b.numel() / seconds(b.clone)

@@ -397,6 +397,10 @@ def test_tensor_types_by_hand(kind, size, by_hand):
 QUESTIONS = ["the an the?", "b", "a longer question, with the words of an other", "Who?", "12 + 30 is what?", "the", "an an an", "z" * 30]
 
 
+AFTER_EXAMPLES = [[{"role": "user", "content": "the"}, {"role": "assistant", "content": answer}, *w2s.as_conversation(q)]
+                  for answer, questions in (("an", QUESTIONS[:4]), ("not an, but the", QUESTIONS[2:5]), ("x", QUESTIONS[:1])) for q in questions]
+
+
 def greedy_by_hand(lm, conversation, n):
     """Greedy decoding without a cache, one row at a time."""
     context, turn = lm.tokenizer.chat(w2s.as_conversation(conversation))
@@ -423,8 +427,7 @@ def test_a_product_of_few_rows_turned_around_is_the_product(rows, bias, dtype):
 
 @torch.no_grad()
 def test_cached_batched_generation_equals_plain_decoding(tiny):
-    examples = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "an"}]
-    conversations = [w2s.as_conversation(q) for q in QUESTIONS] + [examples + w2s.as_conversation(q) for q in QUESTIONS[:4]]
+    conversations = [w2s.as_conversation(q) for q in QUESTIONS] + AFTER_EXAMPLES
     want = [greedy_by_hand(tiny, c, 20) for c in conversations]
     assert tiny.generate(conversations, 20) == want
     assert tiny.generate(conversations, 20, batch=3) == want
@@ -435,9 +438,18 @@ def test_cached_batched_generation_equals_plain_decoding(tiny):
 def test_finished_rows_leave_without_a_trace(tiny):
     # A model that prefers its end token: rows end at different steps.
     tiny.model.token_embd.weight.data[2] *= 1.8
-    want = [greedy_by_hand(tiny, q, 30) for q in QUESTIONS]
+    want = [greedy_by_hand(tiny, q, 30) for q in QUESTIONS + AFTER_EXAMPLES]
     assert len({len(w) for w in want}) > 3
-    assert tiny.generate(QUESTIONS, 30) == want
+    assert tiny.generate(QUESTIONS + AFTER_EXAMPLES, 30) == want
+
+
+def test_batches_have_several_contexts_but_rows_without_one_stay_apart():
+    prompts = [([], [1] * 5), ([2], [3]), ([2], [4, 4]), ([5, 5], [6]), ([5, 5], [7]), ([8], [9])]
+    rows = lambda **more: [rows for rows, _ in w2s.LM._batches(prompts, **more)]
+    assert rows(batch=9) == [[5, 0], [1, 2, 3, 4]]  # a context of a single row is a part of its turn
+    assert rows(batch=9, one_context=True) == [[5, 0], [1, 2], [3, 4]]
+    assert rows(batch=3) == [[5, 0], [1, 2, 3], [4]]
+    assert rows(batch=9, most_tokens=7) == [[5, 0], [1, 2, 3], [4]]
 
 
 def test_sampling_follows_the_seed_and_not_the_batch(tiny):
@@ -452,7 +464,7 @@ def test_sampling_has_the_model_s_distribution(tiny):
     with torch.no_grad():
         p = tiny.model(torch.tensor([context + turn]))[0, -1].div(0.7).softmax(-1).numpy()
     n = 4000
-    drawn = tiny._generate(context, [turn] * n, 1, 0.7, torch.rand(n, 1, generator=torch.Generator().manual_seed(0)))
+    drawn = tiny._generate([(context, turn)] * n, 1, 0.7, torch.rand(n, 1, generator=torch.Generator().manual_seed(0)))
     ends = sum(not d for d in drawn)
     counts = np.bincount([d[0] for d in drawn if d], minlength=len(p))
     special = [0, 1, 2]

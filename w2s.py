@@ -604,14 +604,22 @@ class Block(nn.Module):
         scores = q @ k.mT + mask  # (B, kv_heads, M, S)
         if context is None:
             a = scores.softmax(-1) @ v
-        else:  # what all rows have read before: the rows are folded into the token axis too, so that it is read once for all
-            k0, v0 = (t[0] for t in context[layer])  # (kv_heads, C, head_dim)
-            fold, unfold = lambda t: t.transpose(0, 1).flatten(1, 2), lambda t: t.unflatten(1, (B, -1)).transpose(0, 1)
-            p = torch.cat([unfold(fold(q) @ k0.mT), scores], -1).softmax(-1)  # (B, kv_heads, M, C + S)
-            a = unfold(fold(p[..., : k0.shape[1]]) @ v0) + p[..., k0.shape[1] :] @ v
+        else:
+            sizes = [size for _, size in context]
+            a = torch.cat([attend(*part, *kept[layer]) for (kept, _), *part in zip(context, q.split(sizes), scores.split(sizes), v.split(sizes))])
         x = x + self.attn_output(a.reshape(B, -1, T, self.head_dim).transpose(1, 2).reshape(B, T, D))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
+
+
+def attend(q, scores, v, k0, v0):
+    """What rows take, (B, kv_heads, M, head_dim), from v with scores (B, kv_heads, M, S), and from what all of them have read before, k0 and v0.
+
+    The rows are folded into the token axis, so that k0 and v0 (1, kv_heads, C, head_dim) are read once for all of them.
+    """
+    fold, unfold = lambda t: t.transpose(0, 1).flatten(1, 2), lambda t: t.unflatten(1, (len(q), -1)).transpose(0, 1)
+    p = torch.cat([unfold(fold(q) @ k0[0].mT), scores], -1).softmax(-1)  # (B, kv_heads, M, C + S)
+    return unfold(fold(p[..., : k0.shape[2]]) @ v0[0]) + p[..., k0.shape[2] :] @ v
 
 
 def rotate(x, rope):
@@ -657,9 +665,9 @@ class Llama(nn.Module):
     def hidden(self, ids, valid=None, context=None, cache=None, keep=None):
         """Last hidden states (B, T, D) of ids (B, T).
 
-        keep: a list that gets each layer's keys and values, (B, kv_heads, T, head_dim) each. context: such a list, of one row: what
-        all rows have read before. cache: a Cache of what each row has read since. valid (B, S) bool marks the tokens that are
-        not padding, the cached ones first.
+        keep: a list that gets each layer's keys and values, (B, kv_heads, T, head_dim) each. context: for each of the B rows such a
+        list, made of one row: what it has read before; neighbours with the same list read it together. cache: a Cache of what each
+        row has read since. valid (B, S) bool marks the tokens that are not padding, the cached ones first.
         """
         c, (B, T) = self.config, ids.shape
         S = T + (cache.used if cache else 0)
@@ -670,7 +678,8 @@ class Llama(nn.Module):
             positions = (valid.cumsum(1) - 1)[:, S - T :]
             mask = mask & valid[:, None, None] | (at == at[S - T :, None])  # padding sees itself: a row of none gives NaN
         if context is not None:
-            positions = positions + context[0][0].shape[2]
+            positions = positions + torch.tensor([[kept[0][0].shape[2]] for kept in context], device=ids.device)
+            context = [(kept[0], len(kept)) for kept in (list(same) for _, same in itertools.groupby(context, key=id))]
         x = self.token_embd(ids)  # (B, T, D)
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)  # added to the scores
         mask = mask.repeat(1, 1, c.heads // c.kv_heads, 1)  # (B or 1, 1, heads/kv_heads * T, S)
@@ -803,16 +812,17 @@ class LM:
         """Answers to conversations (lists of {"role", "content"}, or plain questions), as a list of str in their order.
 
         temperature 0 is greedy; above, tokens are drawn, and an answer depends on the seed and its place in the list, not
-        on the batching. Rows go by length, and a context that several rows share goes through the model once. An answer
-        ends at the end token or after max_new_tokens. Raises W2SError for a conversation that is too long.
+        on the batching. A context that several rows share goes through the model once. An answer ends at the end token or after
+        max_new_tokens. Raises W2SError for a conversation that is too long.
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         noise = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)).to(self.device)
         answers = [""] * len(prompts)
         with tqdm(total=len(prompts), desc="generating", unit="answer", leave=False, delay=2) as bar:
             rank, processes = world()
-            for rows, context, turns in self._batches(prompts, batch)[rank::processes]:
-                for i, answer in zip(rows, self._generate(context, turns, max_new_tokens, temperature, noise[rows])):
+            batch = min(batch, math.ceil(len(prompts) / processes))
+            for rows, part in self._batches(prompts, batch)[rank::processes]:
+                for i, answer in zip(rows, self._generate(part, max_new_tokens, temperature, noise[rows])):
                     answers[i] = self.tokenizer.answer(answer)
                 bar.update(len(rows) * processes)
         parts = [answers] * processes
@@ -821,34 +831,43 @@ class LM:
         return [max(given) for given in zip(*parts)]  # a process has "" for the batches of the others
 
     @staticmethod
-    def _batches(prompts, batch, most_tokens=8192):
-        """Batches (row numbers, context, turns) of (context, turn) prompts: one context, at most `batch` rows and so many tokens.
+    def _batches(prompts, batch, one_context=False, most_tokens=8192):
+        """Batches (row numbers, prompts) of (context, turn) prompts: at most `batch` rows and so many tokens, perhaps of one context only.
 
-        A context that only one row has counts as a part of its turn. Rows go by length.
+        A context that only one row has counts as a part of its turn. Rows go by context, then by length; those without a context
+        stay among themselves.
         """
         count = Counter(tuple(context) for context, _ in prompts)
         prompts = [(context, turn) if count[tuple(context)] > 1 else ([], context + turn) for context, turn in prompts]
-        batches = []
+        batches, tokens, last = [], 0, None
         for i in sorted(range(len(prompts)), key=lambda i: (prompts[i][0], len(prompts[i][1]))):
             context, turn = prompts[i]
-            if not batches or context != batches[-1][1] or len(batches[-1][0]) >= min(batch, most_tokens // len(turn)):
-                batches.append(([], context, []))
+            other = context != last
+            tokens += len(turn) + other * len(context)
+            if (other and (one_context or not last)) or len(batches[-1][0]) == batch or tokens > most_tokens:
+                batches.append(([], []))
+                tokens = len(turn) + len(context)
             batches[-1][0].append(i)
-            batches[-1][2].append(turn)
+            batches[-1][1].append((context, turn))
+            last = context
         return batches
 
-    def _generate(self, context, turns, max_new_tokens, temperature, noise):
-        """New token ids, a list a row, of turns (B lists of ids) after a context (ids) that they share; noise (B, max_new_tokens) in [0, 1)."""
-        model, device, keep = self.model, self.device, []
-        if context:
-            model.hidden(torch.tensor([context], device=device), keep=keep)
-        ids, valid = left_pad(turns, device)
-        cache = Cache(model.config, len(turns), ids.shape[1] + max_new_tokens, model.token_embd.weight)
-        h = model.hidden(ids, valid, keep or None, cache)[:, -1]  # (B, D)
+    def _generate(self, prompts, max_new_tokens, temperature, noise):
+        """New token ids, a list a row, of prompts (context, turn), two lists of ids, neighbours with the same context sharing it;
+        noise (B, max_new_tokens) in [0, 1). Either all or none have a context."""
+        model, device, read = self.model, self.device, []  # read: what each row has read, as `hidden` wants it
+        for context, same in itertools.groupby(prompts, key=lambda prompt: prompt[0]):
+            keep = []
+            if context:
+                model.hidden(torch.tensor([context], device=device), keep=keep)
+            read += [keep] * len(list(same))
+        ids, valid = left_pad([turn for _, turn in prompts], device)
+        cache = Cache(model.config, len(prompts), ids.shape[1] + max_new_tokens, model.token_embd.weight)
+        h = model.hidden(ids, valid, read if read[0] else None, cache)[:, -1]  # (B, D)
         ends = torch.zeros(model.config.vocab, dtype=torch.bool, device=device)
         ends[[self.tokenizer.eos, *self.tokenizer.special.values()]] = True  # any control token ends an answer
-        out = torch.full((len(turns), max_new_tokens), self.tokenizer.eos, device=device)
-        rows = torch.arange(len(turns), device=device)  # those that are not finished
+        out = torch.full((len(prompts), max_new_tokens), self.tokenizer.eos, device=device)
+        rows = torch.arange(len(prompts), device=device)  # those that are not finished
         for step in range(max_new_tokens):
             logits = model.head(h).float()  # (B, V)
             if temperature > 0:  # the inverse of the distribution function at a uniform number drawn beforehand
@@ -862,11 +881,11 @@ class LM:
                 if not len(left):
                     break
                 if len(left) <= 0.8 * len(rows):
-                    rows, valid, new = rows[left], valid[left], new[left]
+                    rows, valid, new, read = rows[left], valid[left], new[left], [read[i] for i in left.tolist()]
                     cache.select(left)
             if step + 1 < max_new_tokens:
                 valid = F.pad(valid, (0, 1), value=True)
-                h = model.hidden(new[:, None], valid, keep or None, cache)[:, -1]
+                h = model.hidden(new[:, None], valid, read if read[0] else None, cache)[:, -1]
         ends = ends.tolist()
         return [row[: next((t for t, i in enumerate(row) if ends[i]), len(row))] for row in out.tolist()]
 
@@ -896,7 +915,7 @@ class LM:
         batch = torch.tensor([r + [self.tokenizer.eos] * (width - len(r)) for r in ids], device=self.device)  # (B, T)
         row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
         at = torch.tensor([len(prompt) - shared + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
-        h = self.model.hidden(batch, context=keep or None)[row, at - 1]  # (N, D); padding is on the right, where no token looks
+        h = self.model.hidden(batch, context=[keep] * len(rows) if shared else None)[row, at - 1]  # (N, D); padding is on the right, where no token looks
         logits = self.model.head(h).float()  # (N, V)
         loss = F.cross_entropy(logits, batch[row, at], reduction="none")
         if confidence:
@@ -908,7 +927,7 @@ class LM:
         """log p(response | conversation) in nats, (n,) fp32: the response's tokens and the end token."""
         rows = self.answer_rows(conversations, responses)
         out = torch.zeros(len(rows))
-        for part, *_ in self._batches(self.prompts(conversations, [0] * len(rows)), batch):  # one context a batch, which is read once
+        for part, _ in self._batches(self.prompts(conversations, [0] * len(rows)), batch, one_context=True):  # which is then read once
             loss, row = self.answer_loss([rows[i] for i in part])
             out.index_add_(0, torch.tensor(part)[row.cpu()], -loss.cpu())
         return out
