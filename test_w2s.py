@@ -1102,9 +1102,9 @@ def test_two_processes_do_what_one_does(tiny_path, tmp_path):
     assert (tmp_path / "refined1.jsonl").read_bytes() == (tmp_path / "refined2.jsonl").read_bytes()
     one, two = (w2s.load(tmp_path / f"aligned{n}.gguf", "cpu", torch.float32).model.state_dict() for n in (1, 2))
     start = w2s.load(tiny_path, "cpu", torch.float32).model.state_dict()
-    moved = max((one[k] - start[k]).abs().max() for k in one)
-    assert max((one[k] - two[k]).abs().max() for k in one) < 0.5 * moved and sum((one[k] - two[k]).abs().sum() for k in one) < 0.05 * sum(
-        (one[k] - start[k]).abs().sum() for k in one)  # the same steps, but for rounding
+    apart = lambda a, b: torch.cat([(a[k] - b[k]).abs().flatten() for k in one])
+    # The same steps, but for rounding: where the processor computes in bf16, a weight near one has neighbours 2^-7 away.
+    assert apart(one, two).max() < 0.5 * apart(one, start).max() + 2**-7 and apart(one, two).sum() < 0.05 * apart(one, start).sum()
 
 
 def test_no_answer_is_asked_for_twice(tmp_path):
