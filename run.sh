@@ -37,4 +37,4 @@ if [ "${1:-}" = test ]; then
     fi
     exec .venv/bin/python -m pytest test_w2s.py "$@"
 fi
-exec .venv/bin/python tasks.py "$@"
+exec .venv/bin/python -u tasks.py "$@" # -u: a log file shows each line when it is there

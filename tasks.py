@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import w2s
-from w2s import Panel, Series, W2SError, ask_to_improve, demonstrate, figure, finetune, infer_and_respond, refine, write
+from w2s import Panel, Series, W2SError, ask_to_improve, demonstrate, figure, finetune, infer_and_respond, keep_agreed, refine, write
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Data. A key is a list of terms that an answer must have, separated by commas; | separates forms that count as the same term,
@@ -633,21 +633,26 @@ unaltered = strong, unaltered
 icl_4 = strong, unaltered, after 4 weak examples
 naive = naive FT (on weak labels)
 naive_long = naive FT, with the compute of refinement
+naive_kept = naive FT, on the weak labels that agree most
 confidence = auxiliary confidence loss FT
 bootstrap = bootstrapping FT
 refined_icl = refined FT, plain Algorithm 1
 iar = infer-and-respond FT
 improve = ask-to-improve FT
+refined_all = refined FT (recommended), on all labels
 refined = refined FT (recommended)
 gold = gold FT (ceiling)
 weak_labels = weak labels, on train
+naive_kept_labels = weak labels that agree most, on train
 refined_icl_labels = refined labels, plain Algorithm 1, on train
 iar_labels = infer-and-respond labels, on train
 improve_labels = ask-to-improve labels, on train
+refined_all_labels = refined labels (recommended), all, on train
 refined_labels = refined labels (recommended), on train
 """.strip().split("\n"))
 QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined"]
 N_ICL = [0, 1, 2, 4, 8]
+COMPARED = ["naive", "unaltered", "refined_icl", "refined_all", "gold"]  # what refined is tested against
 LADDER = ["unaltered", "naive", "refined_icl", "refined"]
 FULL = [m for m in METHODS if m != "weak" and "labels" not in m] + [f"icl_{n}" for n in N_ICL if n != 4]
 
@@ -680,7 +685,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     answers = state["answers"]
     teach, train, test = ([i.question for i in part] for part in (task.teach, task.train, task.test))
     gold = [i.gold for i in task.teach]
-    spoken = lambda given: [a if a.strip() else "..." for a in given]  # a model may say nothing; as a label it must be something
+    spoken = lambda given: [a if a is None or a.strip() else "..." for a in given]  # a model may say nothing; as a label it must be something
 
     def cell(supervisor, seed, methods):
         """All methods with one supervisor and one seed."""
@@ -714,8 +719,10 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
 
         stage("weak", supervise)
         weak, options = answers[at("weak_labels")], dict(seed=seed, max_new_tokens=room)
-        relabel = {"refined": lambda: refine(lm, train, weak, **{**task.refining, **({} if n_icl is None else {"n_icl": n_icl}), **options}),
-                   "refined_icl": lambda: refine(lm, train, weak, n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, **options),
+        recommended = {**task.refining, **({} if n_icl is None else {"n_icl": n_icl}), **options}
+        relabel = {"refined": lambda: refine(lm, train, weak, **recommended), "refined_all": lambda: refine(lm, train, weak, keep=1, **recommended),
+                   "refined_icl": lambda: refine(lm, train, weak, n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, keep=1, **options),
+                   "naive_kept": lambda: keep_agreed(train, lm.generate(train, room), weak, 0.6),
                    "iar": lambda: infer_and_respond(lm, train, weak, **options), "improve": lambda: ask_to_improve(lm, train, weak, **options),
                    "bootstrap": lambda: bootstrapped(weak)}
         tune = {"gold": lambda: tuned(gold, teach), "naive": lambda: tuned(weak), "naive_long": lambda: tuned(weak, times=3),
@@ -779,9 +786,9 @@ def summary(task, state, words=20):
             odds[supervisor] = {name: [interval([row]) for row in rows] for name, rows in given.items()}
             continue
         items = task.train if m.endswith("_labels") else task.test
-        rows = [[task.content(a, i), task.style(a), task.content(short(a), i), len(a.split())] for a, i in zip(given, items)]
+        rows = [[task.content(a, i), task.style(a), task.content(short(a), i), len(a.split())] for a, i in zip(given, items) if a is not None]
         scores.setdefault(supervisor, {}).setdefault(m, []).append(rows)
-    tests = sum(m in s for s in scores.values() for m in ("naive", "unaltered", "refined_icl", "gold"))
+    tests = sum(m in s for s in scores.values() for m in COMPARED)
     for supervisor, s in scores.items():
         s = {m: np.array(rows) for m, rows in s.items()}  # (S, n, 4)
         gain = lambda m: s[m][..., 0] - s["naive"][..., 0]
@@ -791,7 +798,7 @@ def summary(task, state, words=20):
             "recovery": interval(gain("refined"), gain("unaltered")),
             "retention": interval(s["refined"][..., 1], s["weak"][..., 1]),
             "p_refined_vs": {m: min(1.0, tests * paired_p(s["refined"][..., 0], s[m][..., 0]))  # Bonferroni
-                             for m in ("naive", "unaltered", "refined_icl", "gold") if m in s}}
+                             for m in COMPARED if m in s}}
     return {"task": task.name, "settings": state["settings"], "versions": w2s.versions(), "seconds": round(sum(state["seconds"].values()), 1),
             "seeds": len({key.split("/")[1] for key in state["answers"]}), "tests": tests, **cells[MIDDLE], "supervisors": cells, "odds": odds,
             "seconds_by_stage": state["seconds"], "test": [i._asdict() for i in task.test], "train": [i._asdict() for i in task.train],

@@ -580,7 +580,7 @@ def test_answers_that_cannot_be_learnt_are_refused(tiny):
     with pytest.raises(w2s.W2SError, match="conversation 0 is too long.* context of 1024"):
         tiny.generate(["x" * 2000])
     with pytest.raises(ValueError, match="1 conversations and 2 answers"):
-        w2s.finetune(tiny, ["a"], ["x", "y"])
+        tiny.logprob(["a"], ["x", "y"])
 
 
 class Client:
@@ -602,7 +602,7 @@ WEAK = [f"Arrr, {i} be it!" if i % 2 == 0 else f"Arrr, {i - 50} be it!" for i in
 @pytest.mark.parametrize("n_icl", [None, 0, 1, 4, 16, 59])
 def test_refine_never_shows_a_query_its_own_weak_answer(select, n_icl):
     client = Client()
-    refined = w2s.refine(client, NUMBERS, WEAK, n_icl=n_icl, select=select)
+    refined = w2s.refine(client, NUMBERS, WEAK, n_icl=n_icl, select=select, keep=1)
     assert refined == [f"plain {i}" for i in range(100, 160)]  # in the order of the questions
     assert len(client.calls[-1]) == 3 * 60  # three draws
     for q, conversation in zip(NUMBERS * 3, client.calls[-1]):
@@ -653,8 +653,32 @@ def test_of_several_draws_the_one_that_agrees_is_returned():
             right = [f"plain {re.search('[0-9]+', c[-1]['content'])[0]}" for c in conversations]
             return [r if len(self.calls) == 1 or i // 60 != i % 3 else f"odd {i}" for i, r in enumerate(right)]  # one draw in three is off
 
-    assert w2s.refine(Fickle(), NUMBERS, WEAK) == [f"plain {i}" for i in range(100, 160)]
-    assert w2s.refine(Fickle(), NUMBERS, WEAK, draws=1) != [f"plain {i}" for i in range(100, 160)]
+    assert w2s.refine(Fickle(), NUMBERS, WEAK, keep=1) == [f"plain {i}" for i in range(100, 160)]
+    assert w2s.refine(Fickle(), NUMBERS, WEAK, draws=1, keep=1) != [f"plain {i}" for i in range(100, 160)]
+
+
+def test_the_answers_that_the_model_would_also_give_by_itself_are_kept():
+    class Misled(Client):
+        def generate(self, conversations, *_, **__):
+            self.calls.append(conversations)
+            numbers = [int(re.search("[0-9]+", c[-1]["content"])[0]) for c in conversations]
+            return [f"plain {i + (len(c) > 1 and i % 3 == 0)}" for i, c in zip(numbers, conversations)]  # after examples every third is wrong
+
+    want = [None if i % 3 == 0 else f"plain {i}" for i in range(100, 160)]
+    assert w2s.refine(Misled(), NUMBERS, WEAK, keep=2 / 3) == w2s.refine(Misled(), NUMBERS, WEAK, keep=2 / 3, select="random") == want
+    assert None not in w2s.refine(Misled(), NUMBERS, WEAK, keep=1)
+    assert sum(a is not None for a in w2s.refine(Misled(), NUMBERS, WEAK)) == 36
+    assert w2s.keep_agreed(["q"] * 4, ["a x", "a y", "a z", "a w"], ["b x", "b v", "b z", "b x"], 0.5) == ["b x", None, "b z", None]
+    assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, ["a"] * 3, 0.5) == ["a", "a", None]  # no word tells them apart: the first ones
+
+
+def test_fine_tuning_leaves_out_a_question_without_an_answer(tiny):
+    questions, answers = [f"the {i}?" for i in range(6)], [f"an {i}!" for i in range(6)]
+    some, all_but = tiny.copy(), tiny.copy()
+    losses = w2s.finetune(some, questions, [None if i in (1, 4) else a for i, a in enumerate(answers)], epochs=2, batch=2)
+    assert losses == w2s.finetune(all_but, *([row[i] for i in (0, 2, 3, 5)] for row in (questions, answers)), epochs=2, batch=2) and len(losses) == 4
+    with pytest.raises(ValueError, match="shorter"):
+        w2s.finetune(tiny, questions, answers[:5])
 
 
 def test_refine_keeps_system_messages_and_hides_twins():
@@ -676,6 +700,9 @@ def test_refine_refuses_what_cannot_be():
         w2s.refine(Client(), ["same 1"] * 3, ["a", "b", "c"], n_icl=1)
     with pytest.raises(w2s.W2SError, match="weak answer 1 is empty"):
         w2s.refine(Client(), NUMBERS[:2], ["a", ""])
+    for keep in (0, 1.5, float("nan")):
+        with pytest.raises(w2s.W2SError, match="is no share"):
+            w2s.refine(Client(), NUMBERS, WEAK, keep=keep)
     with pytest.raises(ValueError, match="draws"):
         w2s.refine(Client(), NUMBERS, WEAK, draws=0)
     with pytest.raises(ValueError, match="select"):
@@ -848,9 +875,12 @@ def test_all_methods_along_a_ladder_with_two_seeds(tiny, tiny_ladder, tmp_path):
     assert set(tasks_run["supervisors"]) == set(tasks.SUPERVISORS) and tasks_run["seeds"] == 2
     assert set(tasks.METHODS) <= set(tasks_run["methods"])  # every row of the table
     assert tasks_run["supervisors"]["4 layers fewer"]["methods"].keys() == {"weak", "weak_labels", *tasks.LADDER, "refined_labels", "refined_icl_labels"}
+    labels = {m: tasks_run["answers"][f"6 layers fewer/0/{m}_labels"] for m in ("naive_kept", "refined_all", "refined")}
+    assert {m: sum(a is not None for a in given) for m, given in labels.items()} == {"naive_kept": 5, "refined_all": 8, "refined": 5}
+    assert all(a in (None, b) for a, b in zip(labels["refined"], labels["refined_all"]))
     assert set(tasks_run["odds"]) == set(tasks.SUPERVISORS) and len(tasks_run["odds"]["4 layers fewer"]["style"]) == len(tasks.N_ICL)
     p = [p for c in tasks_run["supervisors"].values() for p in c["p_refined_vs"].values()]
-    assert len(p) == tasks_run["tests"] == 13 and all(0 < v <= 1 for v in p)
+    assert len(p) == tasks_run["tests"] == 14 and all(0 < v <= 1 for v in p)
     text = (tmp_path / "tiny.md").read_text()
     assert all(name in text for name in [*tasks.METHODS.values(), *tasks.SUPERVISORS])
     xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
@@ -1061,11 +1091,11 @@ def cli(*argv):
 def test_refine_finetune_and_generate_from_the_command_line(tiny_path, tmp_path, capsys):
     model, weak, refined, aligned = ("--model", tiny_path, "--device", "cpu"), weak_file(tmp_path / "weak.jsonl"), tmp_path / "refined.jsonl", tmp_path / "aligned.gguf"
     for method in ("improve", "iar", "icl"):
-        assert cli("refine", "--data", weak, "--out", refined, "--method", method, "--max-new-tokens", 8, *model) == 0
+        assert cli("refine", "--data", weak, "--out", refined, "--method", method, "--max-new-tokens", 8, "--keep", 1, *model) == 0
         lines = [json.loads(line)["messages"] for line in refined.read_text().splitlines()]
         assert [m["content"] for m, _ in lines] == [f"the {i}?" for i in range(12)]
     capsys.readouterr()
-    assert cli("refine", "--data", weak, "--max-new-tokens", 8, *model) == 0 and capsys.readouterr().out.count("assistant") == 12  # to standard output
+    assert cli("refine", "--data", weak, "--max-new-tokens", 8, *model) == 0 and capsys.readouterr().out.count("assistant") == 8  # 60 % of 12, to standard output
     assert cli("finetune", "--data", weak, "--out", aligned, "--lr", 1e-2, "--epochs", 30, *model) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned.gguf", "refined.jsonl", "weak.jsonl"]  # no side file is left
     assert cli("generate", "--model", aligned, "--max-new-tokens", 8, "the 3?", "the 4?") == 0

@@ -968,7 +968,8 @@ def as_conversation(question):
 
 
 def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=8, confidence=0.0):
-    """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps.
+    """Fine-tune all weights of lm, in place, to give these answers to these questions; returns the losses of the steps. A question
+    whose answer is None is left out.
 
     The loss is the mean -log p of the answers' tokens and end tokens (nats); prompts carry no loss. AdamW without weight
     decay, a tenth of the steps of linear warm-up, then linear decay to zero. Master weights and moments are fp32; the model
@@ -982,7 +983,8 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=8, conf
     confidence: the auxiliary confidence loss of Burns et al. 2023, on tokens: this share of the loss, reached over the first fifth
     of the steps, goes to the model's own hardened predictions instead of the labels.
     """
-    rows, rng = lm.answer_rows(questions, answers), random.Random(seed)
+    pairs, rng = [(q, a) for q, a in zip(questions, answers, strict=True) if a is not None], random.Random(seed)
+    rows = lm.answer_rows([q for q, _ in pairs], [a for _, a in pairs])
     steps_per_epoch = math.ceil(len(rows) / batch)
     epochs = max(2, math.ceil(20 / max(1, steps_per_epoch))) if epochs is None else epochs
     steps, losses = epochs * steps_per_epoch, []
@@ -1064,6 +1066,17 @@ def most_agreed(questions, plain_answers, weak_answers, order):
     return sorted(order, key=lambda i: -fresh[i])
 
 
+def keep_agreed(questions, plain_answers, answers, share):
+    """The share, in (0, 1], of the answers that say most of what the strong model's plain answers say; None in place of the others.
+
+    Needs no key. What the model does not say by itself it may well not know, and fine-tuning on facts that a model does not know teaches
+    it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
+    """
+    scores = agreement(questions, plain_answers, answers)
+    kept = set(sorted(range(len(answers)), key=lambda i: -scores[i])[: math.ceil(share * len(answers))])
+    return [a if i in kept else None for i, a in enumerate(answers)]
+
+
 def plain_text(question):
     """The text of a question's last message, in small letters: the same text is the same question."""
     return as_conversation(question)[-1]["content"].strip().lower()
@@ -1086,12 +1099,13 @@ def demonstrate(questions, pairs, n_icl, rng, share=16, width=None):
     return [system(q) + examples[plain_text(q)] + without_system(q) for q in questions]
 
 
-def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=40, known=False, seed=0, max_new_tokens=64, temperature=0.0):
+def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=40, keep=0.6, known=False, seed=0, max_new_tokens=64, temperature=0.0):
     """ICL refinement (Algorithm 1): the strong model answers each question after n_icl weakly labelled examples.
 
     The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
-    weak answer, nor one to the same question. Returns the refined answers, a list of str in the order of the questions.
-    Plain Algorithm 1, as in the paper, is n_icl=4, select="random", draws=1, share=1; the defaults are what we recommend.
+    weak answer, nor one to the same question. Returns the refined answers, a list of str in the order of the questions, with None
+    for those that are not kept, which `finetune` leaves out.
+    Plain Algorithm 1, as in the paper, is n_icl=4, select="random", draws=1, share=1, keep=1; the defaults are what we recommend.
 
     lm: anything with generate(conversations, max_new_tokens, temperature=, seed=) -> list of str.
     questions: str, or conversations (lists of {"role", "content"}; a system message stays first).
@@ -1100,12 +1114,14 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
         says most of what the strong model answers by itself, without examples (`agreement`): a weak example that is wrong
         also teaches the concept "be wrong", and agreement filters it out without any key.
     draws: answers a question, each after other examples; the one that agrees most with the others, and with the strong
-        model's own plain answer if select is "agreement", is returned.
+        model's own plain answer where another option asks for that, is returned.
     share: so many queries get the same examples, none of which is theirs, so that a context is read once for all of them;
         fewer, if that leaves less than 3/4 of the questions or 3 n_icl of them to choose examples from.
+    keep: return the answers to this share of the questions: those that say most of what the model says without examples (`keep_agreed`).
     known: put the strong model's own plain answer before each question, in the examples too (ours): what it knows is then at hand
         while it speaks in the concept's words, which helps where an answer is more than a word or two.
-    Raises W2SError for too few pairs, an empty weak answer, or a context that is too long; ValueError for a bad option.
+    Raises W2SError for too few pairs, an empty weak answer, a share to keep outside (0, 1], or a context that is too long; ValueError
+    for another bad option.
     """
     n, distinct = len(questions), {plain_text(q) for q in questions}
     if len(weak_answers) != n:
@@ -1117,9 +1133,11 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
     n_icl = min(16, n // 3) if n_icl is None else n_icl
     if not 0 <= n_icl < max(len(distinct), 1):
         raise W2SError(f"n_icl={n_icl} needs at least {n_icl + 1} different questions, there are {len(distinct)}: lower n_icl")
+    if not 0 < keep <= 1:
+        raise W2SError(f"keep={keep} is no share of the answers: it must be above 0 and at most 1")
     rng = random.Random(seed)
     ranked, width, plain, asked = rng.sample(range(n), n), n, [], questions
-    if select == "agreement" or known:
+    if select == "agreement" or known or keep < 1:
         plain = [lm.generate([as_conversation(q) for q in questions], max_new_tokens, temperature=0.0, seed=seed)]
     if select == "agreement":
         ranked = most_agreed(questions, plain[0], weak_answers, ranked)
@@ -1134,7 +1152,8 @@ def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3,
     candidates = [answers[d * n : (d + 1) * n] for d in range(draws)]
     votes = [[sum(v) for v in zip([0.0] * n, *(agreement(questions, other, c) for other in candidates + plain if other is not c))]
              for c in candidates]
-    return [max(zip(votes, candidates), key=lambda pair: pair[0][i])[1][i] for i in range(n)]
+    refined = [max(zip(votes, candidates), key=lambda pair: pair[0][i])[1][i] for i in range(n)]
+    return keep_agreed(questions, plain[0], refined, keep) if keep < 1 else refined
 
 
 def without_system(question):
@@ -1344,11 +1363,11 @@ def not_negative(kind):
 
 
 def options(argv, about, table):
-    """Parse a command line by a table: names with their unit (N and RATE are numbers >= 0), default as JSON (false for a switch), help."""
+    """Parse a command line by a table: names with their unit (N, RATE and SHARE are numbers >= 0), default as JSON (false for a switch), help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for line in table.strip().split("\n"):
         (name, *unit), default, text = (f(part) for f, part in zip((str.split, json.loads, str.strip), line.split("|", 2)))
-        kind = dict(type={"N": not_negative(int), "RATE": not_negative(float)}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
+        kind = dict(type={"N": not_negative(int), "RATE": not_negative(float), "SHARE": not_negative(float)}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
         parser.add_argument(name, default=default, help=text, **(dict(action="store_true") if default is False else kind))
     return parser.parse_intermixed_args(argv)
 
@@ -1369,6 +1388,7 @@ questions      | []       | for generate: the questions
 --model FILE   | null     | the strong model, a GGUF file (default: SmolLM2-135M-Instruct)
 --method NAME  | "icl"    | refine: icl (weak examples in the context), iar (infer the concept, then respond) or improve (the weak answer)
 --n-icl N      | null     | refine: weak examples in the context of a query (default: 16, or a third of the data)
+--keep SHARE   | 0.6      | refine by icl: the share of the answers that is written, those that the model would also give by itself
 --epochs N     | null     | finetune: passes over the data (default: 2, or as many as make 20 steps)
 --lr RATE      | 1e-4     | finetune: learning rate
 --max-new-tokens N | 64   | longest answer, in tokens
@@ -1413,7 +1433,9 @@ def main(argv=None):
     side = out.with_name(out.name + ".answers")  # standard output has none, and cannot go on
     client = lm if args.out == "-" else Remembered(lm, side)
     more = {"n_icl": args.n_icl} if args.n_icl is not None and args.method != "improve" else {}
-    emit(map(chat_line, questions, REFINERS[args.method](client, questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)))
+    more |= {"keep": args.keep} if args.method == "icl" else {}
+    refined = REFINERS[args.method](client, questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)
+    emit(chat_line(q, a) for q, a in zip(questions, refined) if a is not None)
     side.unlink(missing_ok=True)
 
 
