@@ -1124,7 +1124,7 @@ def test_refine_goes_on_after_kill_9_and_ends_with_the_same_bytes(tiny_path, tmp
 def test_two_processes_do_what_one_does(tiny_path, tmp_path):
     weak, environment = weak_file(tmp_path / "weak.jsonl", 90), os.environ | {"OMP_NUM_THREADS": "1"}
     for n in (1, 2):
-        launch = [sys.executable, *(["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29517"] if n == 2 else []), "w2s.py"]
+        launch = [sys.executable, *(["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"] if n == 2 else []), "w2s.py"]
         common = ["--model", tiny_path, "--device", "cpu"]
         for command in (["refine", "--data", weak, "--out", tmp_path / f"refined{n}.jsonl", "--max-new-tokens", "12"],
                         ["finetune", "--data", weak, "--out", tmp_path / f"aligned{n}.gguf", "--lr", "1e-3", "--epochs", "2"]):
