@@ -722,7 +722,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
         recommended = {**task.refining, **({} if n_icl is None else {"n_icl": n_icl}), **options}
         relabel = {"refined": lambda: refine(lm, train, weak, **recommended), "refined_all": lambda: refine(lm, train, weak, keep=1, **recommended),
                    "refined_icl": lambda: refine(lm, train, weak, n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, keep=1, **options),
-                   "naive_kept": lambda: keep_agreed(train, lm.generate(train, room), weak, 0.6),
+                   "naive_kept": lambda: keep_agreed(train, lm.generate(train, room), weak),
                    "iar": lambda: infer_and_respond(lm, train, weak, **options), "improve": lambda: ask_to_improve(lm, train, weak, **options),
                    "bootstrap": lambda: bootstrapped(weak)}
         tune = {"gold": lambda: tuned(gold, teach), "naive": lambda: tuned(weak), "naive_long": lambda: tuned(weak, times=3),

@@ -1066,7 +1066,7 @@ def most_agreed(questions, plain_answers, weak_answers, order):
     return sorted(order, key=lambda i: -fresh[i])
 
 
-def keep_agreed(questions, plain_answers, answers, share):
+def keep_agreed(questions, plain_answers, answers, share=0.6):
     """The share, in (0, 1], of the answers that say most of what the strong model's plain answers say; None in place of the others.
 
     Needs no key. What the model does not say by itself it may well not know, and fine-tuning on facts that a model does not know teaches
