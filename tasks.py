@@ -559,7 +559,10 @@ def gsm8k(row):
 
 
 def make_task(name, persona="pirate", data=None, seed=0):
-    """The task of a name; the splits are drawn by the seed, `test` holds at most 200 questions. data: a GSM8K file for math. W2SError for another name."""
+    """The task of a name; the splits are drawn by the seed, `test` holds at most 200 questions.
+
+    data: a GSM8K file for math. W2SError for another name, or a file with too few problems.
+    """
     rng, label, content, refining = random.Random(seed), name, contains, {}
     if name == "persona":
         rows, style = persona_rows(persona, random.Random(seed + 1))
@@ -601,7 +604,8 @@ def interval(a, b=None, draws=10_000):
     A draw in which the ratio is not finite is left out; None stands for what is not finite.
     """
     rng, a = np.random.default_rng(0), np.asarray(a, dtype=np.float64)
-    shares = lambda n: np.vstack([np.full(n, 1 / n), rng.multinomial(n, np.full(n, 1 / n), draws) / n])  # of each seed or item; the first row is the data
+    # The share of each seed or item in a draw; the first row is the data.
+    shares = lambda n: np.vstack([np.full(n, 1 / n), rng.multinomial(n, np.full(n, 1 / n), draws) / n])
     seeds, items = map(shares, a.shape)
     mean = lambda scores: ((seeds @ scores) * items).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -670,9 +674,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     # `refine` would say so too, after the supervisor has been trained.
     if n_icl is not None and not 0 <= n_icl < len(task.train):
         raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
-    settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train), test=len(task.test),
-                    supervisors={name: list(dropped) for name, dropped in SUPERVISORS.items()}, max_new_tokens=room, device=str(lm.device),
-                    dtype=str(lm.model.token_embd.weight.dtype), checksum=lm.checksum())  # another model is another run
+    settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train),
+                    test=len(task.test), supervisors={name: list(dropped) for name, dropped in SUPERVISORS.items()}, max_new_tokens=room,
+                    device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype), checksum=lm.checksum())  # another model is another run
     partial, state = out / f"{task.name}.partial.json", {"settings": settings, "answers": {}, "seconds": {}}
     try:
         earlier = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else state
@@ -719,17 +723,30 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
 
         stage("weak", supervise)
         weak, options = answers[at("weak_labels")], dict(seed=seed, max_new_tokens=room)
+        plain_algorithm_1 = dict(n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, keep=1, **options)
         recommended = {**task.refining, **({} if n_icl is None else {"n_icl": n_icl}), **options}
-        relabel = {"refined": lambda: refine(lm, train, weak, **recommended), "refined_all": lambda: refine(lm, train, weak, keep=1, **recommended),
-                   "refined_icl": lambda: refine(lm, train, weak, n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, keep=1, **options),
+
+        def recommended_labels():
+            if at("refined_all_labels") in answers:  # the same answers, before some of them are left out
+                return keep_agreed(train, lm.generate(train, room), answers[at("refined_all_labels")])
+            return refine(lm, train, weak, **recommended)
+
+        relabel = {"refined": recommended_labels,
+                   "refined_all": lambda: refine(lm, train, weak, keep=1, **recommended),
+                   "refined_icl": lambda: refine(lm, train, weak, **plain_algorithm_1),
                    "naive_kept": lambda: keep_agreed(train, lm.generate(train, room), weak),
-                   "iar": lambda: infer_and_respond(lm, train, weak, **options), "improve": lambda: ask_to_improve(lm, train, weak, **options),
+                   "iar": lambda: infer_and_respond(lm, train, weak, **options),
+                   "improve": lambda: ask_to_improve(lm, train, weak, **options),
                    "bootstrap": lambda: bootstrapped(weak)}
-        tune = {"gold": lambda: tuned(gold, teach), "naive": lambda: tuned(weak), "naive_long": lambda: tuned(weak, times=3),
+        tune = {"gold": lambda: tuned(gold, teach),
+                "naive": lambda: tuned(weak),
+                "naive_long": lambda: tuned(weak, times=3),
                 "confidence": lambda: tuned(weak, confidence=0.5)}
+        unaltered = next((a for key, a in answers.items() if key.endswith(("/unaltered", "/icl_0"))), None)  # the same in every cell
         for m in methods:
-            if m in ("unaltered", "icl_0"):  # the same in every cell
-                stage(m, lambda: {m: next((a for key, a in answers.items() if key.endswith(("/unaltered", "/icl_0"))), None) or lm.generate(test, room)})
+            if m in ("unaltered", "icl_0"):
+                stage(m, lambda: {m: unaltered or lm.generate(test, room)})
+                unaltered = answers[at(m)]
             elif m.startswith("icl_"):
                 shown = demonstrate(test, list(zip(train, weak)), int(m[4:]), random.Random(seed))
                 stage(m, lambda: {m: lm.generate(shown, room)})
@@ -811,14 +828,20 @@ def markdown(task, result):
     cell = lambda v: f"{number(v[0])} [{number(v[1])}, {number(v[2])}]"
     rows = [[name, *(cell(v[column]) for column in ("content", "style", "content_20_words")), f"{v['words']:.0f}"]
             for name, v in ((name, result["methods"][m]) for m, name in METHODS.items() if m in result["methods"])]
-    ladder = [[name, *(number(c["methods"].get(m, {"content": [None]})["content"][0]) for m in ("weak", *LADDER)), cell(c["recovery"]), cell(c["retention"]),
-               ", ".join(f"{m} {p:.2g}" for m, p in c["p_refined_vs"].items())] for name, c in result["supervisors"].items()]
-    text = [f"**{task.name}**: {len(task.test)} test and {len(task.train)} train questions, seeds: {result['seeds']}, {result['seconds']:.0f} s; 95 % bootstrap intervals",
-            w2s.table(["method", "content", "style", "content of the first 20 words", "words"], rows),
-            w2s.table(["supervisor", *(METHODS[m] for m in ("weak", *LADDER)), "content recovery", "style retention", "p: refined against"], ladder)]
-    text.append("Content; recovery = (refined - naive) / (unaltered - naive); retention = style of refined / weak; paired permutation tests of content, "
-                f"times the number of tests ({result['tests']}).")
-    return "\n\n".join(text) + "\n"
+    content = lambda c, m: number(c["methods"][m]["content"][0]) if m in c["methods"] else "-"
+    p_values = lambda c: ", ".join(f"{m} {p:.2g}" for m, p in c["p_refined_vs"].items())
+    ladder = [[name, *(content(c, m) for m in ("weak", *LADDER)), cell(c["recovery"]), cell(c["retention"]), p_values(c)]
+              for name, c in result["supervisors"].items()]
+    return f"""**{task.name}**: {len(task.test)} test and {len(task.train)} train questions, seeds: {result["seeds"]}, \
+{result["seconds"]:.0f} s; 95 % bootstrap intervals
+
+{w2s.table(["method", "content", "style", "content of the first 20 words", "words"], rows)}
+
+{w2s.table(["supervisor", *(METHODS[m] for m in ("weak", *LADDER)), "content recovery", "style retention", "p: refined against"], ladder)}
+
+Content; recovery = (refined - naive) / (unaltered - naive); retention = style of refined / weak; paired permutation tests of content, \
+times the number of tests ({result["tests"]}).
+"""
 
 
 def drawing(task, result):
@@ -838,7 +861,8 @@ def drawing(task, result):
         series = [w2s.curve(column, N_ICL, [methods[f"icl_{n}"][column] for n in N_ICL]) for column in ("content", "style")]
         panels.append(Panel("unaltered model after n weak examples", "n_icl", "score on test", series, (0, max(N_ICL)), whole))
         source, generator = w2s.Source(torch.eye(20)[:10], torch.full((10,), 0.1), sigma=0.3), torch.Generator().manual_seed(0)
-        risks = {c: w2s.refined_risk(source, source.betas[0], w2s.weak_supervisor(source, 0, c, 0.3), N_ICL, 2000, generator) for c in (0.9, 0.6, 0.3)}
+        weak = {c: w2s.weak_supervisor(source, 0, c, 0.3) for c in (0.9, 0.6, 0.3)}
+        risks = {c: w2s.refined_risk(source, source.betas[0], supervisor, N_ICL, 2000, generator) for c, supervisor in weak.items()}
         series = [w2s.curve(f"c* = {c}", N_ICL, [interval([row]) for row in risk.T.tolist()]) for c, risk in risks.items()]
         panels.append(Panel("theory: refined labels after n weak examples", "n_icl", "excess risk (sigma = 0.3)", series, (0, max(N_ICL)), (0, 0.6)))
     for name, title in (("style", "evidence for the style"), ("content", "evidence for right answers")) if result["odds"] else ():

@@ -878,6 +878,10 @@ def test_all_methods_along_a_ladder_with_two_seeds(tiny, tiny_ladder, tmp_path):
     labels = {m: tasks_run["answers"][f"6 layers fewer/0/{m}_labels"] for m in ("naive_kept", "refined_all", "refined")}
     assert {m: sum(a is not None for a in given) for m, given in labels.items()} == {"naive_kept": 5, "refined_all": 8, "refined": 5}
     assert all(a in (None, b) for a, b in zip(labels["refined"], labels["refined_all"]))
+    # Where all of them are there, the kept labels are taken from them; without, `refine` makes the same.
+    (tmp_path / "alone").mkdir()
+    alone = tiny_experiment(tiny, tmp_path / "alone", methods=tasks.QUICK)
+    assert alone["answers"]["6 layers fewer/0/refined_labels"] == labels["refined"]
     assert set(tasks_run["odds"]) == set(tasks.SUPERVISORS) and len(tasks_run["odds"]["4 layers fewer"]["style"]) == len(tasks.N_ICL)
     p = [p for c in tasks_run["supervisors"].values() for p in c["p_refined_vs"].values()]
     assert len(p) == tasks_run["tests"] == 14 and all(0 < v <= 1 for v in p)
@@ -1090,8 +1094,8 @@ def cli(*argv):
 
 def test_refine_finetune_and_generate_from_the_command_line(tiny_path, tmp_path, capsys):
     model, weak, refined, aligned = ("--model", tiny_path, "--device", "cpu"), weak_file(tmp_path / "weak.jsonl"), tmp_path / "refined.jsonl", tmp_path / "aligned.gguf"
-    for method in ("improve", "iar", "icl"):
-        assert cli("refine", "--data", weak, "--out", refined, "--method", method, "--max-new-tokens", 8, "--keep", 1, *model) == 0
+    for options in (("improve",), ("iar", "--n-icl", 2), ("icl", "--keep", 1)):
+        assert cli("refine", "--data", weak, "--out", refined, "--max-new-tokens", 8, "--method", *options, *model) == 0
         lines = [json.loads(line)["messages"] for line in refined.read_text().splitlines()]
         assert [m["content"] for m, _ in lines] == [f"the {i}?" for i in range(12)]
     capsys.readouterr()
@@ -1173,6 +1177,8 @@ def test_other_mistakes_on_the_command_line(tiny_path, tmp_path, capsys, monkeyp
         "n_icl=1 needs": ("refine", "--data", one, "--out", tmp_path / "o", "--n-icl", 1, *model),
         "needs --out": ("finetune", "--data", weak, *model),
         "the command is": ("align",), "--method is one of": ("refine", "--method", "magic", "--data", weak),
+        "--keep is no option of --method iar": ("refine", "--method", "iar", "--keep", 0.5, "--data", weak),
+        "--n-icl is no option of --method improve": ("refine", "--method", "improve", "--n-icl", 2, "--data", weak),
         "No such file or directory": ("refine", "--data", weak, "--out", tmp_path / "no" / "o", *model),
         "device foo cannot be used": ("generate", "a?", "--model", tiny_path, "--device", "foo"),
         "the loss is": ("finetune", "--data", weak, "--out", tmp_path / "o.gguf", "--lr", "1e30", *model)}.items():

@@ -57,8 +57,10 @@ class Source:
         gram, K = self.betas @ self.betas.T, len(self.betas)
         if not torch.allclose(gram, torch.eye(K, dtype=torch.float64), atol=1e-6):
             raise ValueError(f"betas must have orthonormal rows; their products are {gram.tolist()}")
-        if self.prior.shape != (K,) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-6 or not self.sigma > 0:
-            raise ValueError(f"prior must be {K} positive numbers that sum to one, not {self.prior.tolist()}; sigma must be positive, not {self.sigma}")
+        if self.prior.shape != (K,) or not (self.prior > 0).all() or abs(self.prior.sum() - 1) > 1e-6:
+            raise ValueError(f"prior must be {K} positive numbers that sum to one, not {self.prior.tolist()}")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma must be positive, not {self.sigma}")
 
     def mean(self):
         """beta_P (d,): the source predicts beta_P' x on average over its concepts."""
@@ -103,7 +105,7 @@ def weak_supervisor(source, concept, quality, sigma, leak=None):
 
 def draw_x(*shape, generator):
     """x ~ Unif[-1, 1] of this shape."""
-    return 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+    return torch.empty(shape, dtype=torch.float64).uniform_(-1, 1, generator=generator)
 
 
 def excess_risk(b, target):
@@ -183,7 +185,8 @@ def refined_fit(source, x, y, n_icl, generator, contexts=None):
     """Algorithm 1 and least squares on its labels (section 4), (R, d), of weak pairs x (R, n, d), y (R, n).
 
     The context of query i are n_icl other pairs, i plus the same distinct random offsets. contexts: so many distinct contexts
-    serve all queries in turn (dependent labels, and a query's own pair may be among its examples); None is one a query. Raises ValueError if there are not enough pairs.
+    serve all queries in turn (dependent labels, and a query's own pair may be among its examples); None is one a query.
+    Raises ValueError if there are not enough pairs.
     """
     n = x.shape[-2]
     if not 0 <= n_icl < n:
@@ -276,7 +279,8 @@ def theory(out=Path("results"), replications=10_000, seed=0):
             rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)][0]) for n in (0, 1, 4, 16, 64, 256)), f"{rho:.3f}", below])
             series += [curve(f"{name}: simulated, 95 % intervals", n_icl[1:], bars(risk[1:]), color=color),
                        Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
-        panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series, (1, n_icl[-1]), (1e-4, 1), True, True))
+        panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series,
+                            (1, n_icl[-1]), (1e-4, 1), True, True))
 
     # Risk against labels, of the three estimators, for the middle supervisor.
     weak, labels, fits = weak_supervisor(source, 0, 0.6, 0.5), [30, 100, 300, 1000, 3000], []
@@ -286,9 +290,11 @@ def theory(out=Path("results"), replications=10_000, seed=0):
         y = weak.label(x, generator)
         b = [naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator)]
         fits.append(mean_and_half(excess_risk(torch.stack(b, 1), target)))
-    series = [curve(name, labels, bars(fit[k] for fit in fits)) for k, name in enumerate(["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"])]
+    names = ["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"]
+    series = [curve(name, labels, bars(fit[k] for fit in fits)) for k, name in enumerate(names)]
     series += [level(*row) for row in zip(["floor of naive FT, any eta and n", "limit of the hull projection"], [labels] * 2, to_limit, COLORS)]
-    panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series, (labels[0], labels[-1]), (1e-4, 1), True, True))
+    panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series,
+                           (labels[0], labels[-1]), (1e-4, 1), True, True))
 
     # What the paper leaves open. A row: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations.
     tilted, open_rows = 0.8 * axes[0] + 0.6 * axes[-1], []
@@ -301,8 +307,8 @@ def theory(out=Path("results"), replications=10_000, seed=0):
         open_rows.append([name, *limits(supervisor.beta, to), *itertools.starmap(seen, risk)])
     for contexts in (None, 30, 3, 1):
         x = draw_x(100, 300, d, generator=generator)
-        risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)
-        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target), *itertools.starmap(seen, mean_and_half(risk[:, None])), "", ""])
+        risk = mean_and_half(excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)[:, None])
+        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target), seen(*risk[0]), "", ""])
     # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
     weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
     to, x = p @ source.betas[:2], draw_x(replications // 5, 256, d, generator=generator)
@@ -311,9 +317,11 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     open_rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta, to),
                       *(seen(excess_risk(b, to)) for b in pooled)])
 
+    head = ["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho",
+            "below naive's floor from n_icl"]
     text = f"""**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}
 
-{table(["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho", "below naive's floor from n_icl"], rows)}
+{table(head, rows)}
 
 With few demonstrations of a poor supervisor the posterior is confident in a wrong concept, and the refined labels are worse than the
 source's own mean (n_icl = 0). Where c* is not larger than another concept's share they stay so: more demonstrations do not help.
@@ -324,8 +332,9 @@ What the paper leaves open (mean and half-width of the 95 % interval):
 """
     result = {"task": "theory", "settings": {"d": d, "K": K, "sigma": 0.5, "replications": replications, "seed": seed}, "versions": versions(),
               "seconds": round(time.perf_counter() - start, 1), "curves": curves, "fits": {s.name: {"n": s.x, "risk": s.y} for s in series}}
+    drawn = figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels)
     out.mkdir(parents=True, exist_ok=True)
-    for end, content in {"md": text, "svg": figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels), "json": json.dumps(result, indent=1)}.items():
+    for end, content in {"md": text, "svg": drawn, "json": json.dumps(result, indent=1)}.items():
         write(out / f"theory.{end}", content)
     print(text)
     return result
@@ -728,7 +737,8 @@ def load(path=None, device=None, dtype=None):
         raise W2SError(f"device {device} cannot be used: {str(e).splitlines()[0]}: use --device cpu") from None
     if dtype is None:
         # Emulated bf16 is slower than float32: ask for the processor's own instructions.
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu
         dtype = torch.bfloat16 if fast else torch.float32
     meta, tensors, header = read_gguf(path)
     arch = meta.get("general.architecture")
@@ -916,7 +926,8 @@ class LM:
         batch = torch.tensor([r + [self.tokenizer.eos] * (width - len(r)) for r in ids], device=self.device)  # (B, T)
         row = torch.tensor([b for b, (_, answer) in enumerate(rows) for _ in answer], device=self.device)
         at = torch.tensor([len(prompt) - shared + j for prompt, answer in rows for j in range(len(answer))], device=self.device)
-        h = self.model.hidden(batch, context=[keep] * len(rows) if shared else None)[row, at - 1]  # (N, D); padding is on the right, where no token looks
+        # Padding is on the right, where no token looks.
+        h = self.model.hidden(batch, context=[keep] * len(rows) if shared else None)[row, at - 1]  # (N, D)
         logits = self.model.head(h).float()  # (N, V)
         loss = F.cross_entropy(logits, batch[row, at], reduction="none")
         if confidence:
@@ -1099,7 +1110,8 @@ def demonstrate(questions, pairs, n_icl, rng, share=16, width=None):
     return [system(q) + examples[plain_text(q)] + without_system(q) for q in questions]
 
 
-def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=40, keep=0.6, known=False, seed=0, max_new_tokens=64, temperature=0.0):
+def refine(lm, questions, weak_answers, n_icl=None, select="agreement", draws=3, share=40, keep=0.6, known=False, seed=0,
+           max_new_tokens=64, temperature=0.0):
     """ICL refinement (Algorithm 1): the strong model answers each question after n_icl weakly labelled examples.
 
     The examples are weak pairs of *other* questions, as earlier turns of the conversation; a query never sees its own
@@ -1169,9 +1181,9 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, draws=8, seed=0, max
     Returns the answers, a list of str. Raises W2SError for a prompt that is too long.
     """
     rng, pairs = random.Random(seed), list(zip(questions, weak_answers))
-    parts = [rng.sample(pairs, min(n_icl, len(pairs))) for _ in range(draws)]
-    sentences = lm.generate([CONCEPT.format(pairs="\n\n".join(f"Question: {as_conversation(q)[-1]['content']}\nAnswer: {a}" for q, a in part)) for part in parts],
-                            48, temperature=0.7 if draws > 1 else 0.0, seed=seed)
+    shown = lambda part: "\n\n".join(f"Question: {as_conversation(q)[-1]['content']}\nAnswer: {a}" for q, a in part)
+    asked = [CONCEPT.format(pairs=shown(rng.sample(pairs, min(n_icl, len(pairs))))) for _ in range(draws)]
+    sentences = lm.generate(asked, 48, temperature=0.7 if draws > 1 else 0.0, seed=seed)
     under = lambda sentence, question: [{"role": "system", "content": "The used style is " + sentence.strip()}, *without_system(question)]
     held_out = rng.sample(pairs, min(16, len(pairs)))
     fit = [float(sum(lm.logprob([under(s, q) for q, _ in held_out], [a for _, a in held_out]))) if draws > 1 else 0.0 for s in sentences]
@@ -1365,14 +1377,19 @@ def not_negative(kind):
 def options(argv, about, table):
     """Parse a command line by a table: names with their unit (N, RATE and SHARE are numbers >= 0), default as JSON (false for a switch), help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = {"N": not_negative(int), "RATE": not_negative(float), "SHARE": not_negative(float)}
     for line in table.strip().split("\n"):
         (name, *unit), default, text = (f(part) for f, part in zip((str.split, json.loads, str.strip), line.split("|", 2)))
-        kind = dict(type={"N": not_negative(int), "RATE": not_negative(float), "SHARE": not_negative(float)}.get(unit[0], str), metavar=unit[0]) if unit else dict(nargs="*" if default == [] else "?")
-        parser.add_argument(name, default=default, help=text, **(dict(action="store_true") if default is False else kind))
+        if unit:
+            form = dict(type=kinds.get(unit[0], str), metavar=unit[0])
+        else:
+            form = dict(action="store_true") if default is False else dict(nargs="*" if default == [] else "?")
+        parser.add_argument(name, default=default, help=text, **form)
     return parser.parse_intermixed_args(argv)
 
 
-REFINERS = {"icl": refine, "iar": infer_and_respond, "improve": ask_to_improve}
+# Methods of refinement, and those of the command line's options that they take.
+REFINERS = {"icl": (refine, ("n_icl", "keep")), "iar": (infer_and_respond, ("n_icl",)), "improve": (ask_to_improve, ())}
 ABOUT = """Weak-to-strong alignment of a GGUF model:
 
   python w2s.py refine --data weak.jsonl --out refined.jsonl           the model's own answers, after weak examples
@@ -1387,8 +1404,8 @@ questions      | []       | for generate: the questions
 --out FILE     | "-"      | JSONL of refined answers, or the GGUF file of the fine-tuned model
 --model FILE   | null     | the strong model, a GGUF file (default: SmolLM2-135M-Instruct)
 --method NAME  | "icl"    | refine: icl (weak examples in the context), iar (infer the concept, then respond) or improve (the weak answer)
---n-icl N      | null     | refine: weak examples in the context of a query (default: 16, or a third of the data)
---keep SHARE   | 0.6      | refine by icl: the share of the answers that is written, those that the model would also give by itself
+--n-icl N      | null     | refine by icl or iar: weak examples in a context (default: icl 16, or a third of the data; iar 8)
+--keep SHARE   | null     | refine by icl: the share of the answers that is written, those that the model would also give by itself (default: 0.6)
 --epochs N     | null     | finetune: passes over the data (default: 2, or as many as make 20 steps)
 --lr RATE      | 1e-4     | finetune: learning rate
 --max-new-tokens N | 64   | longest answer, in tokens
@@ -1416,8 +1433,14 @@ def main(argv=None):
     args = options(argv, ABOUT, OPTIONS)
     out = Path(args.out)
     emit = lambda lines: print("".join(lines), end="") if args.out == "-" else write(out, "".join(lines))
-    if args.command not in ("refine", "finetune", "generate") or args.method not in REFINERS:
-        raise W2SError(f"the command is refine, finetune or generate, not {args.command}; --method is one of {', '.join(REFINERS)}, not {args.method}")
+    if args.command not in ("refine", "finetune", "generate"):
+        raise W2SError(f"the command is refine, finetune or generate, not {args.command}")
+    if args.method not in REFINERS:
+        raise W2SError(f"--method is one of {', '.join(REFINERS)}, not {args.method}")
+    refiner, takes = REFINERS[args.method]
+    given = {name: value for name, value in (("n_icl", args.n_icl), ("keep", args.keep)) if value is not None}
+    for name in [name for name in given if name not in takes]:
+        raise W2SError(f"--{name.replace('_', '-')} is no option of --method {args.method}: leave it out")
     if args.command == "generate":
         questions = args.questions or [line.strip() for line in sys.stdin if line.strip()]
         answers = load(args.model, args.device).generate(questions, args.max_new_tokens, seed=args.seed)
@@ -1432,9 +1455,7 @@ def main(argv=None):
         return lm.save(out)
     side = out.with_name(out.name + ".answers")  # standard output has none, and cannot go on
     client = lm if args.out == "-" else Remembered(lm, side)
-    more = {"n_icl": args.n_icl} if args.n_icl is not None and args.method != "improve" else {}
-    more |= {"keep": args.keep} if args.method == "icl" else {}
-    refined = REFINERS[args.method](client, questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **more)
+    refined = refiner(client, questions, answers, seed=args.seed, max_new_tokens=args.max_new_tokens, **given)
     emit(chat_line(q, a) for q, a in zip(questions, refined) if a is not None)
     side.unlink(missing_ok=True)
 
