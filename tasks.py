@@ -654,7 +654,7 @@ improve_labels = ask-to-improve labels, on train
 refined_all_labels = refined labels (recommended), all, on train
 refined_labels = refined labels (recommended), on train
 """.strip().split("\n"))
-QUICK, MAIN = ["unaltered", "naive", "refined"], ["unaltered", "icl_4", "naive", "refined"]
+MAIN = ["unaltered", "naive", "refined"]
 N_ICL = [0, 1, 2, 4, 8]
 COMPARED = ["naive", "unaltered", "refined_icl", "refined_all", "gold"]  # what refined is tested against
 LADDER = ["unaltered", "naive", "refined_icl", "refined"]
@@ -923,7 +923,7 @@ def bench(model=None, device=None, repeats=5):
 OPTIONS = """
 command         | "run"     | bench: measure the speed of this machine; default: run the experiments
 --task NAMES    | "persona,math,explanation,theory" | which experiments, separated by commas; there is also bias
---quick         | false     | persona with fewer questions and the fewest methods, and theory: the shortest run
+--quick         | false     | persona with fewer questions, and theory: the shortest run
 --full          | false     | all methods, a ladder of four supervisors, three seeds: hours
 --persona NAME  | "pirate"  | pirate or cowboy
 --data FILE     | null      | GSM8K problems (JSONL) for the math task instead of generated ones
@@ -945,8 +945,9 @@ def main(argv=None):
         result = bench(args.model, args.device)
         print(w2s.table(["", ""], result.items()), json.dumps(result), sep="\n\n")
         return
-    options, out = dict(methods=FULL if args.full else MAIN, ladder=list(SUPERVISORS) if args.full else []), Path(args.out)
-    options["seeds"] = range(args.seed, args.seed + ((3 if args.full else 1) if args.seeds is None else args.seeds))
+    seeds, out = args.seeds if args.seeds is not None else 3 if args.full else 1, Path(args.out)
+    options = dict(methods=FULL if args.full else MAIN, ladder=list(SUPERVISORS) if args.full else [], n_icl=args.n_icl,
+                   seeds=range(args.seed, args.seed + seeds))
     names = ["persona", "theory"] if args.quick else args.task.split(",")
     tasks = {name: make_task(name, args.persona, args.data) for name in names if name != "theory"}
     lm = w2s.load(args.model, args.device) if tasks else None
@@ -957,8 +958,8 @@ def main(argv=None):
             continue
         task = tasks[name]
         if args.quick:
-            task, options["methods"] = task._replace(train=task.train[:80], test=task.test[:100]), QUICK
-        print("\n" + markdown(task, experiment(task, lm, out, n_icl=args.n_icl, **options)))
+            task = task._replace(train=task.train[:80], test=task.test[:100])
+        print("\n" + markdown(task, experiment(task, lm, out, **options)))
         print(f"Written: {', '.join(str(out / (task.name + end)) for end in ('.md', '.svg', '.json'))}", flush=True)
 
 

@@ -880,7 +880,7 @@ def test_all_methods_along_a_ladder_with_two_seeds(tiny, tiny_ladder, tmp_path):
     assert all(a in (None, b) for a, b in zip(labels["refined"], labels["refined_all"]))
     # Where all of them are there, the kept labels are taken from them; without, `refine` makes the same.
     (tmp_path / "alone").mkdir()
-    alone = tiny_experiment(tiny, tmp_path / "alone", methods=tasks.QUICK)
+    alone = tiny_experiment(tiny, tmp_path / "alone", methods=tasks.MAIN)
     assert alone["answers"]["6 layers fewer/0/refined_labels"] == labels["refined"]
     assert set(tasks_run["odds"]) == set(tasks.SUPERVISORS) and len(tasks_run["odds"]["4 layers fewer"]["style"]) == len(tasks.N_ICL)
     p = [p for c in tasks_run["supervisors"].values() for p in c["p_refined_vs"].values()]
