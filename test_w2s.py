@@ -223,6 +223,11 @@ def test_theory_writes_its_table_and_figure(tmp_path, capsys):
     assert json.loads((tmp_path / "theory.json").read_text()) == result
     assert (tmp_path / "theory.md").read_text() in capsys.readouterr().out
     xml.dom.minidom.parse(str(tmp_path / "theory.svg"))
+    for curve in result["curves"].values():
+        assert np.allclose(curve["risk"][0], (0.1 * 9 * 0.1 + 0.9**2) / 3)  # nothing is shown: every label is the source's own mean
+        assert all(low <= mean <= high for mean, low, high in curve["risk"]) and len(curve["risk"]) == len(curve["bound"])
+    floor, limit = (result["fits"][name]["risk"][0] for name in ("floor of naive FT, any eta and n", "limit of the hull projection"))
+    assert np.allclose(limit, 0.4**2 * 9 / 30) and floor > limit  # (1 - c*)^2 (K - 1) / 3K
 
 
 # ----------------------------------------------------------------------------------------------------------------------

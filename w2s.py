@@ -254,69 +254,9 @@ def refinement_bound(source, concept, supervisor, n_icl):
 def theory(out=Path("results"), replications=10_000, seed=0):
     """Simulate the section's estimators and bounds; write out/theory.md, .svg and .json, and return what the JSON file holds."""
     start, d, K, generator = time.perf_counter(), 20, 10, torch.Generator().manual_seed(seed)
-    axes = torch.eye(d, dtype=torch.float64)
-    source = Source(axes[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
-    mean, target, n_icl = source.mean(), source.betas[0], [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
-    limits = lambda weak, to: [f"{naive_floor(weak, mean, to):.3f}", f"{excess_risk(hull_limit(source, weak), to):.3f}"]
-    # What is left to fewer than one replication in all is not seen, so it is only said to be small.
-    seen = lambda risk, half=0.0: f"< {1 / replications:g}" if risk < 1 / replications else f"{risk:.2g}" + f" ± {half:.1g}" * (half > risk / 1000)
-    # Means of risks (R, n), and the half-widths of their 95 % intervals, a pair for each n.
-    mean_and_half = lambda risk: list(zip(risk.mean(0).tolist(), (1.96 * risk.std(0) / len(risk) ** 0.5).tolist()))
-    bars = lambda pairs: [(m, m - h, m + h) for m, h in pairs]
-    level = lambda name, x, value, color: Series(name, [x[0], x[-1]], [value, value], dashed=True, points=False, color=color)
-
-    # Risk against demonstrations, in the setting of the theorem and where it says nothing.
-    panels, rows, curves = [], [], {}
-    for title, cases in (("refinement finds the concept", [(0.9, 0.0), (0.6, 0.0), (0.3, 0.0)]),
-                         ("no larger share of the concept: refinement must fail", [(0.3, 0.3), (0.3, 0.6)])):
-        series = [level("the source's own mean (n_icl = 0)", n_icl[1:], float(excess_risk(mean, target)), "#555555")]
-        for color, (c, other) in zip(COLORS, tqdm(cases, desc="simulating refinement", leave=False, delay=2)):
-            name, weak = f"c* = {c}" + (f", other concept's share {other}" if other else ""), weak_supervisor(source, 0, c, 0.5, {1: other})
-            risk = mean_and_half(refined_risk(source, target, weak, n_icl, replications, generator))
-            bound, rho = refinement_bound(source, 0, weak, n_icl)
-            below = next((n for n, (r, h) in zip(n_icl, risk) if r + h < naive_floor(weak.beta, mean, target)), "never")
-            curves[name] = {"n_icl": n_icl, "risk": [r for r, _ in risk], "half_width": [h for _, h in risk], "bound": bound.tolist(), "rho": rho}
-            rows.append([name, *limits(weak.beta, target), *(seen(risk[n_icl.index(n)][0]) for n in (0, 1, 4, 16, 64, 256)), f"{rho:.3f}", below])
-            series += [curve(f"{name}: simulated, 95 % intervals", n_icl[1:], bars(risk[1:]), color=color),
-                       Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
-        panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series,
-                            (1, n_icl[-1]), (1e-4, 1), True, True))
-
-    # Risk against labels, of the three estimators, for the middle supervisor.
-    weak, labels, fits = weak_supervisor(source, 0, 0.6, 0.5), [30, 100, 300, 1000, 3000], []
-    eta, to_limit = naive_best_eta(weak.beta, mean, target), map(float, limits(weak.beta, target))
-    for n in tqdm(labels, desc="simulating fits", leave=False, delay=2):
-        x = draw_x(60, n, d, generator=generator)
-        y = weak.label(x, generator)
-        b = [naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator)]
-        fits.append(mean_and_half(excess_risk(torch.stack(b, 1), target)))
-    names = ["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"]
-    series = [curve(name, labels, bars(fit[k] for fit in fits)) for k, name in enumerate(names)]
-    series += [level(*row) for row in zip(["floor of naive FT, any eta and n", "limit of the hull projection"], [labels] * 2, to_limit, COLORS)]
-    panels.insert(0, Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series,
-                           (labels[0], labels[-1]), (1e-4, 1), True, True))
-
-    # What the paper leaves open. A row: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations.
-    tilted, open_rows = 0.8 * axes[0] + 0.6 * axes[-1], []
-    cases = [("the theorem's setting, c* = 0.6", weak, target)]
-    cases += [(f"bias not orthogonal: share {c} of another concept", weak_supervisor(source, 0, 0.6, 0.5, {1: c}), target) for c in (0.3, 0.5, -0.5)]
-    cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * axes[-2], 0.5), tilted)]
-    cases += [(f"weak noise {m} times the source's, c* = {c}", weak_supervisor(source, 0, c, 0.5 * m), target) for m in (2, 4) for c in (0.6, 1.0)]
-    for name, supervisor, to in tqdm(cases, desc="open questions", leave=False, delay=2):
-        risk = mean_and_half(refined_risk(source, to, supervisor, [16, 64, 256], replications // 5, generator))
-        open_rows.append([name, *limits(supervisor.beta, to), *itertools.starmap(seen, risk)])
-    for contexts in (None, 30, 3, 1):
-        x = draw_x(100, 300, d, generator=generator)
-        risk = mean_and_half(excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)[:, None])
-        open_rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(weak.beta, target), seen(*risk[0]), "", ""])
-    # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
-    weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
-    to, x = p @ source.betas[:2], draw_x(replications // 5, 256, d, generator=generator)
-    y = [w.label(x, generator) for w in weak_k]
-    pooled = [sum(q * source.posterior(x[:, :n], v[:, :n]).mean(0) for q, v in zip(p, y)) @ source.betas for n in (16, 64, 256)]
-    open_rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta, to),
-                      *(seen(excess_risk(b, to)) for b in pooled)])
-
+    source = Source(torch.eye(d)[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
+    panels, rows, curves = against_demonstrations(source, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512], replications, generator)
+    panels.insert(0, against_labels(source, generator))
     head = ["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho",
             "below naive's floor from n_icl"]
     text = f"""**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}
@@ -328,16 +268,102 @@ source's own mean (n_icl = 0). Where c* is not larger than another concept's sha
 
 What the paper leaves open (mean and half-width of the 95 % interval):
 
-{table(["case", "naive FT, floor", "hull, limit", "refined, n_icl 16", "64", "256"], open_rows)}
+{table(["case", "naive FT, floor", "hull, limit", "refined, n_icl 16", "64", "256"], open_questions(source, replications, generator))}
 """
     result = {"task": "theory", "settings": {"d": d, "K": K, "sigma": 0.5, "replications": replications, "seed": seed}, "versions": versions(),
-              "seconds": round(time.perf_counter() - start, 1), "curves": curves, "fits": {s.name: {"n": s.x, "risk": s.y} for s in series}}
+              "seconds": round(time.perf_counter() - start, 1), "curves": curves,
+              "fits": {s.name: {"n": list(s.x), "risk": s.y} for s in panels[0].series}}
     drawn = figure("Naive fine-tuning keeps the supervisor's bias; refinement forgets it", panels)
     out.mkdir(parents=True, exist_ok=True)
     for end, content in {"md": text, "svg": drawn, "json": json.dumps(result, indent=1)}.items():
         write(out / f"theory.{end}", content)
     print(text)
     return result
+
+
+def against_demonstrations(source, n_icl, replications, generator):
+    """Refinement's risk against demonstrations (a list n_icl), and its bound, in the setting of the theorem and where it says nothing:
+    panels of the figure, rows of the table, and the curves by name."""
+    mean, target, panels, rows, curves = source.mean(), source.betas[0], [], [], {}
+    for title, cases in (("refinement finds the concept", [(0.9, 0.0), (0.6, 0.0), (0.3, 0.0)]),
+                         ("no larger share of the concept: refinement must fail", [(0.3, 0.3), (0.3, 0.6)])):
+        series = [level("the source's own mean (n_icl = 0)", n_icl[1:], excess_risk(mean, target), "#555555")]
+        for color, (c, other) in zip(COLORS, tqdm(cases, desc="simulating refinement", leave=False, delay=2)):
+            name, weak = f"c* = {c}" + (f", other concept's share {other}" if other else ""), weak_supervisor(source, 0, c, 0.5, {1: other})
+            risk = mean_interval(refined_risk(source, target, weak, n_icl, replications, generator))
+            bound, rho = refinement_bound(source, 0, weak, n_icl)
+            below = next((n for n, (_, _, high) in zip(n_icl, risk) if high < naive_floor(weak.beta, mean, target)), "never")
+            curves[name] = {"n_icl": n_icl, "risk": risk, "bound": bound.tolist(), "rho": rho}
+            some = [seen(replications, risk[n_icl.index(n)][0]) for n in (0, 1, 4, 16, 64, 256)]
+            rows.append([name, *limits(source, weak.beta, target), *some, f"{rho:.3f}", below])
+            series += [curve(f"{name}: simulated, 95 % intervals", n_icl[1:], risk[1:], color=color),
+                       Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
+        panels.append(Panel(title, "weak demonstrations in the context, n_icl", "excess risk of refined labels", series,
+                            (1, n_icl[-1]), (1e-4, 1), True, True))
+    return panels, rows, curves
+
+
+def against_labels(source, generator, n_labels=(30, 100, 300, 1000, 3000)):
+    """The three estimators' risk against the number of weak labels, c* = 0.6: a panel of the figure."""
+    mean, target, weak, fits = source.mean(), source.betas[0], weak_supervisor(source, 0, 0.6, 0.5), []
+    eta = naive_best_eta(weak.beta, mean, target)
+    for n in tqdm(n_labels, desc="simulating fits", leave=False, delay=2):
+        x = draw_x(60, n, len(target), generator=generator)
+        y = weak.label(x, generator)
+        b = [naive_fit(x, y, mean, eta), hull_fit(source, x, y), refined_fit(source, x, y, min(64, n - 1), generator)]
+        fits.append(mean_interval(excess_risk(torch.stack(b, 1), target)))
+    names = ["naive FT, best eta", "hull projection", "refined FT, n_icl = 64"]
+    series = [curve(name, n_labels, [fit[k] for fit in fits]) for k, name in enumerate(names)]
+    series += [level("floor of naive FT, any eta and n", n_labels, naive_floor(weak.beta, mean, target), COLORS[0]),
+               level("limit of the hull projection", n_labels, excess_risk(hull_limit(source, weak.beta), target), COLORS[1])]
+    return Panel("what weak labels can teach, c* = 0.6", "weak labels n", "excess risk", series, (n_labels[0], n_labels[-1]), (1e-4, 1), True, True)
+
+
+def open_questions(source, replications, generator):
+    """What the paper leaves open, as rows of a table: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations."""
+    axes, target, weak, rows = torch.eye(source.betas.shape[1], dtype=torch.float64), source.betas[0], weak_supervisor(source, 0, 0.6, 0.5), []
+    tilted, shown = 0.8 * axes[0] + 0.6 * axes[-1], lambda risk: [seen(replications, *row) for row in mean_interval(risk)]
+    cases = [("the theorem's setting, c* = 0.6", weak, target)]
+    cases += [(f"bias not orthogonal: share {c} of another concept", weak_supervisor(source, 0, 0.6, 0.5, {1: c}), target) for c in (0.3, 0.5, -0.5)]
+    cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * axes[-2], 0.5), tilted)]
+    cases += [(f"weak noise {m} times the source's, c* = {c}", weak_supervisor(source, 0, c, 0.5 * m), target) for m in (2, 4) for c in (0.6, 1.0)]
+    for name, supervisor, to in tqdm(cases, desc="open questions", leave=False, delay=2):
+        risk = refined_risk(source, to, supervisor, [16, 64, 256], replications // 5, generator)
+        rows.append([name, *limits(source, supervisor.beta, to), *shown(risk)])
+    for contexts in (None, 30, 3, 1):
+        x = draw_x(100, 300, len(target), generator=generator)
+        risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)[:, None]
+        rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(source, weak.beta, target), *shown(risk), "", ""])
+    # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
+    weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
+    to, x = p @ source.betas[:2], draw_x(replications // 5, 256, len(target), generator=generator)
+    y = [w.label(x, generator) for w in weak_k]
+    pooled = [sum(q * source.posterior(x[:, :n], v[:, :n]).mean(0) for q, v in zip(p, y)) @ source.betas for n in (16, 64, 256)]
+    rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(source, 0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta, to),
+                 *(seen(replications, float(excess_risk(b, to))) for b in pooled)])
+    return rows
+
+
+def limits(source, beta_w, target):
+    """[naive fine-tuning's floor, the hull fit's limit]: excess risks, as text."""
+    return [f"{naive_floor(beta_w, source.mean(), target):.3f}", f"{excess_risk(hull_limit(source, beta_w), target):.3f}"]
+
+
+def mean_interval(risk):
+    """[mean, low, high] for each of n, with the 95 % interval of the mean, of risks (R, n)."""
+    mean, half = risk.mean(0), 1.96 * risk.std(0) / len(risk) ** 0.5
+    return torch.stack([mean, mean - half, mean + half], 1).tolist()
+
+
+def seen(replications, mean, low=0.0, high=0.0):
+    """A mean and the half-width of its interval as text; what is left to fewer than one replication in all is only said to be small."""
+    half = (high - low) / 2
+    return f"< {1 / replications:g}" if mean < 1 / replications else f"{mean:.2g}" + f" ± {half:.1g}" * (half > mean / 1000)
+
+
+def level(name, x, value, color):
+    """A dashed line at a height."""
+    return Series(name, [x[0], x[-1]], [float(value)] * 2, dashed=True, points=False, color=color)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -687,9 +713,10 @@ class Llama(nn.Module):
             positions = (valid.cumsum(1) - 1)[:, S - T :]
             mask = mask & valid[:, None, None] | (at == at[S - T :, None])  # padding sees itself: a row of none gives NaN
         if context is not None:
-            positions = positions + torch.tensor([[kept[0][0].shape[2]] for kept in context], device=ids.device)
             groups = [list(same) for _, same in itertools.groupby(context, key=id)]
             context = [(same[0], len(same)) for same in groups]  # what a group of rows has read, and how many rows they are
+            read = [positions.new_full((size, 1), kept[0][0].shape[2]) for kept, size in context]
+            positions = positions + torch.cat(read)  # nothing is copied to a GPU while tokens are generated
         x = self.token_embd(ids)  # (B, T, D)
         mask = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, -math.inf)  # added to the scores
         mask = mask.repeat(1, 1, c.heads // c.kv_heads, 1)  # (B or 1, 1, heads/kv_heads * T, S)
