@@ -10,7 +10,7 @@ is touched by nothing but the final scores.
 """
 from __future__ import annotations
 
-import difflib, json, random, re, resource, sys, time  # noqa: E401
+import difflib, hashlib, json, random, re, resource, sys, time  # noqa: E401
 from collections import namedtuple
 from pathlib import Path
 
@@ -666,7 +666,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
 
     A weak supervisor is the strong model without some layers, fine-tuned on the gold answers of `teach`. The middle one serves all
     methods, those of the ladder (names of SUPERVISORS) the methods of LADDER, each with every seed. Answers are kept in
-    out/<task>.partial.json as soon as they are there; a run that was interrupted goes on from them.
+    out/<task>.<a digest of the settings>.partial.json as soon as they are there; a run that was interrupted goes on from them.
     """
     layers, room = lm.model.config.layers, task.max_new_tokens
     if not seeds:
@@ -677,16 +677,14 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train),
                     test=len(task.test), supervisors={name: list(dropped) for name, dropped in SUPERVISORS.items()}, max_new_tokens=room,
                     device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype), checksum=lm.checksum())  # another model is another run
-    partial, state = out / f"{task.name}.partial.json", {"settings": settings, "answers": {}, "seconds": {}}
+    partial = out / f"{task.name}.{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}.partial.json"
     try:
-        earlier = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else state
-        if earlier["settings"] == settings:
-            state = earlier
+        state = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {"settings": settings, "answers": {}, "seconds": {}}
+        answers, seconds = state["answers"], state["seconds"]
     except (ValueError, KeyError, TypeError):
         raise W2SError(f"{partial}: is not the state of an interrupted run: delete it") from None
-    if state["seconds"]:
-        log(f"{task.name}: goes on after {', '.join(state['seconds'])}, from {partial}")
-    answers = state["answers"]
+    if seconds:
+        log(f"{task.name}: goes on after {', '.join(seconds)}, from {partial}")
     teach, train, test = ([i.question for i in part] for part in (task.teach, task.train, task.test))
     gold = [i.gold for i in task.teach]
     spoken = lambda given: [a if a is None or a.strip() else "..." for a in given]  # a model may say nothing; as a label it must be something
@@ -697,12 +695,12 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
 
         def stage(method, run):
             """Run a stage, unless an interrupted run has done it, and keep the answers that it returns by method."""
-            if at(method) not in state["seconds"]:
+            if at(method) not in seconds:
                 start = time.perf_counter()
                 answers.update((at(m), given) for m, given in run().items())
-                state["seconds"][at(method)] = round(time.perf_counter() - start, 1)
+                seconds[at(method)] = round(time.perf_counter() - start, 1)
                 write(partial, json.dumps(state))
-                log(f"{task.name}: {at(method)}, {state['seconds'][at(method)]:.0f} s")
+                log(f"{task.name}: {at(method)}, {seconds[at(method)]:.0f} s")
 
         def supervise():
             dropped = {i * layers // 30 for i in SUPERVISORS[supervisor]}

@@ -854,21 +854,27 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tiny_ladder, tm
     other.mkdir()
     with pytest.raises(KeyboardInterrupt):
         tiny_experiment(tiny, other)
-    assert [p.name for p in other.iterdir()] == ["tiny.partial.json"]
-    kept = (other / "tiny.partial.json").read_text()
+    partial, = other.iterdir()
+    assert re.fullmatch(r"tiny\.[0-9a-f]{8}\.partial\.json", partial.name)
+    kept = partial.read_text()
     resumed = tiny_experiment(tiny, other)
     assert resumed["answers"] == whole["answers"] and resumed["methods"] == whole["methods"]
     assert len(calls) == 4 + 1  # four models, and the one that was killed
 
-    # Another model does not go on from the first one's answers.
-    (other / "tiny.partial.json").write_text(kept)
+    assert not partial.exists()
+
+    # Another model does not go on from the first one's answers, and leaves them as they are.
+    partial.write_text(kept)
     changed = tiny.copy()
     changed.model.token_embd.weight.data *= 0.9
     assert tiny_experiment(changed, other)["answers"] != whole["answers"] and len(calls) == 5 + 4
 
-    (other / "tiny.partial.json").write_text("{")
-    with pytest.raises(w2s.W2SError, match="delete it"):
-        tiny_experiment(tiny, other)
+    assert partial.read_text() == kept
+
+    for broken in ("{", "[]", "{}"):
+        partial.write_text(broken)
+        with pytest.raises(w2s.W2SError, match="delete it"):
+            tiny_experiment(tiny, other)
     with pytest.raises(w2s.W2SError, match="n_icl=8 must lie between 0 and 7"):
         tiny_experiment(tiny, other, n_icl=8)
     with pytest.raises(w2s.W2SError, match="--seeds must be at least 1"):
