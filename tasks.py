@@ -527,7 +527,8 @@ def persona_rows(persona, rng):
     if persona not in personas:
         raise W2SError(f"no persona is called {persona!r}: there are {', '.join(personas)}")
     verb, openings, closings, pattern = personas[persona]
-    openings, closings, rows = re.findall(r"[^!]+!", openings), re.findall(r",[^!?]+[!?]", closings), []
+    openings, closings = re.findall(r"[^!]+!", openings), re.findall(r",[^!?]+[!?]", closings)
+    rows = []
     for block in FACTS.strip().split("\n\n"):
         form, pairs = block.split("\n", 1)
         question, statement = form.split(" / ")
@@ -543,7 +544,8 @@ def math_rows(rng, n=330):
     while len(rows) < n:
         text, steps, sentence = rng.choice(PROBLEMS.strip().split("\n")).split(" = ")
         words = dict(zip(("name", "other"), rng.sample(NAMES, 2)), things=rng.choice(THINGS))
-        values, worked = {v: rng.randint(6, 12) if v == "a" else rng.randint(2, 5) for v in "abcd"}, []
+        values = {v: rng.randint(6, 12) if v == "a" else rng.randint(2, 5) for v in "abcd"}
+        worked = []
         for x, sign, y in (step.split() for step in steps.split(", ")):
             x, y = values[x], values[y]
             values["r"] = {"+": x + y, "-": x - y, "*": x * y}[sign]
@@ -566,17 +568,21 @@ def make_task(name, persona="pirate", data=None, seed=0):
     rng, label, content, refining = random.Random(seed), name, contains, {}
     if name == "persona":
         rows, style = persona_rows(persona, random.Random(seed + 1))
-        sizes, room, label = (60, 100), 40, name if persona == "pirate" else f"persona-{persona}"
+        sizes, room = (60, 100), 40
+        label = name if persona == "pirate" else f"persona-{persona}"
     elif name == "math":
-        rows, sizes, room = w2s.read_jsonl(data, gsm8k) if data else math_rows(random.Random(seed + 1)), (30, 100), 200 if data else 64
+        rows = w2s.read_jsonl(data, gsm8k) if data else math_rows(random.Random(seed + 1))
+        sizes, room = (30, 100), 200 if data else 64
         content, style = right_number, markers(r"####\s*-?[\d,.]*\d")
     elif name == "explanation":
-        pairs, sizes, room = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")], (36, 110), 48
+        sizes, room = (36, 110), 48
         refining = dict(known=True, n_icl=8)  # an example is long, and its facts are the model's own
+        pairs = [line.split(": ", 1) for line in CONCEPTS.strip().split("\n")]
         rows = [(f"What is {concept}? Explain it in one sentence.", *key.split(" = ")) for concept, key in pairs]
         style = markers(r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b")
     elif name == "bias":
-        jobs, sizes, room = [line.split(": ") for line in JOBS.strip().split("\n")], (60, 160), 40
+        sizes, room = (60, 160), 40
+        jobs = [line.split(": ") for line in JOBS.strip().split("\n")]
         rng.shuffle(jobs)
         article = lambda job: ("an " if job[0] in "aeiou" else "a ") + job
         rows = [(form.format(article(job)), key, f"{rng.choice(['Anna', 'Maria', 'Clara', 'Ruth', 'Nora'])} is {article(job)}. She {does}.")
@@ -720,7 +726,8 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
             return labels
 
         stage("weak", supervise)
-        weak, options = answers[at("weak_labels")], dict(seed=seed, max_new_tokens=room)
+        weak = answers[at("weak_labels")]
+        options = dict(seed=seed, max_new_tokens=room)
         plain_algorithm_1 = dict(n_icl=min(4, len(train) - 1), select="random", draws=1, share=16, keep=1, **options)
         recommended = {**task.refining, **({} if n_icl is None else {"n_icl": n_icl}), **options}
 
@@ -844,7 +851,8 @@ times the number of tests ({result["tests"]}).
 
 def drawing(task, result):
     """The result as a figure (SVG): methods by content and style; the ladder of supervisors; what is inferred in the context."""
-    methods, whole = {m: v for m, v in result["methods"].items() if not m.endswith("_labels")}, (-0.03, 1.03)
+    methods = {m: v for m, v in result["methods"].items() if not m.endswith("_labels")}
+    whole = (-0.03, 1.03)  # a score's range, with a margin
     color = dict(zip(("refined", "naive", "iar", "icl_4", "weak", "refined_icl", "unaltered", "gold"), w2s.COLORS))  # a method's, in all panels
     points = [Series(METHODS[m], [v["content"][0]], [v["style"][0]], [v["style"][1:]], [v["content"][1:]], line=False, color=color[m])
               for m, v in ((m, methods[m]) for m in METHODS if m in methods and m in color)]
@@ -858,7 +866,8 @@ def drawing(task, result):
     if all(f"icl_{n}" in methods for n in N_ICL):
         series = [w2s.curve(column, N_ICL, [methods[f"icl_{n}"][column] for n in N_ICL]) for column in ("content", "style")]
         panels.append(Panel("unaltered model after n weak examples", "n_icl", "score on test", series, (0, max(N_ICL)), whole))
-        source, generator = w2s.Source(torch.eye(20)[:10], torch.full((10,), 0.1), sigma=0.3), torch.Generator().manual_seed(0)
+        source = w2s.Source(torch.eye(20)[:10], torch.full((10,), 0.1), sigma=0.3)
+        generator = torch.Generator().manual_seed(0)
         weak = {c: w2s.weak_supervisor(source, 0, c, 0.3) for c in (0.9, 0.6, 0.3)}
         risks = {c: w2s.refined_risk(source, source.betas[0], supervisor, N_ICL, 2000, generator) for c, supervisor in weak.items()}
         series = [w2s.curve(f"c* = {c}", N_ICL, [interval([row]) for row in risk.T.tolist()]) for c, risk in risks.items()]
@@ -880,7 +889,8 @@ def bench(model=None, device=None, repeats=5):
     loading and fine-tuning; returns a dict."""
     start = time.perf_counter()
     lm = w2s.load(model, device)
-    weight, c, start, vocab = lm.model.token_embd.weight, lm.model.config, time.perf_counter() - start, lm.model.config.vocab
+    load = time.perf_counter() - start
+    weight, vocab = lm.model.token_embd.weight, lm.model.config.vocab
     wait = torch.cuda.synchronize if lm.device.type == "cuda" else lambda: None
     ids = lambda rows, n: torch.randint(vocab // 2, vocab - 1, (rows, n), generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -901,13 +911,16 @@ def bench(model=None, device=None, repeats=5):
     peak = torch.cuda.max_memory_allocated() if lm.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     lm.tokenizer.special, lm.tokenizer.eos = {}, vocab - 1  # nothing ends an answer early
     new_tokens = lambda context, turns: seconds(torch.inference_mode()(lambda: lm._generate([(context, turn) for turn in turns], 40, 0.0, None)))
-    generate, shared = new_tokens([], ids(32, 250)), new_tokens(ids(1, 240)[0], ids(64, 20))
-    a, b = torch.ones(2048, 2048, dtype=weight.dtype, device=lm.device), torch.empty(2**27, dtype=torch.uint8, device=lm.device)
-    matrix, memory = 2 * 2048**3 / seconds(lambda: a @ a), 2 * b.numel() / seconds(b.clone)
+    generate = new_tokens([], ids(32, 250))
+    shared = new_tokens(ids(1, 240)[0], ids(64, 20))
+    a = torch.ones(2048, 2048, dtype=weight.dtype, device=lm.device)
+    matrix = 2 * 2048**3 / seconds(lambda: a @ a)
+    b = torch.empty(2**27, dtype=torch.uint8, device=lm.device)
+    memory = 2 * b.numel() / seconds(b.clone)
     body = sum(p.numel() for p in lm.model.blk.parameters())  # weights a token meets before the output layer
     flops = {"finetune": 6 * 8 * (64 * body + 24 * weight.numel()), "generate": 2 * 32 * (250 * body + 40 * (body + weight.numel())),
              "refine": 2 * (240 * body + 64 * (20 * body + 40 * (body + weight.numel())))}
-    result = {"load_s": start, "finetune_tok_s": 8 * 64 / step, "generate_tok_s": 32 * 40 / generate, "refine_q_s": 64 / shared,
+    result = {"load_s": load, "finetune_tok_s": 8 * 64 / step, "generate_tok_s": 32 * 40 / generate, "refine_q_s": 64 / shared,
               "peak_gb": peak / 1e9,
               "matrix_tflop_s": matrix / 1e12, "memory_gb_s": memory / 1e9,
               **{name + "_share": flops[name] / matrix / t for name, t in (("finetune", step), ("generate", generate), ("refine", shared))}}
@@ -943,7 +956,8 @@ def main(argv=None):
         result = bench(args.model, args.device)
         print(w2s.table(["", ""], result.items()), json.dumps(result), sep="\n\n")
         return
-    seeds, out = args.seeds if args.seeds is not None else 3 if args.full else 1, Path(args.out)
+    out = Path(args.out)
+    seeds = args.seeds if args.seeds is not None else 3 if args.full else 1
     options = dict(methods=FULL if args.full else MAIN, ladder=list(SUPERVISORS) if args.full else [], n_icl=args.n_icl,
                    seeds=range(args.seed, args.seed + seeds))
     names = ["persona", "theory"] if args.quick else args.task.split(",")

@@ -253,7 +253,8 @@ def refinement_bound(source, concept, supervisor, n_icl):
 
 def theory(out=Path("results"), replications=10_000, seed=0):
     """Simulate the section's estimators and bounds; write out/theory.md, .svg and .json, and return what the JSON file holds."""
-    start, d, K, generator = time.perf_counter(), 20, 10, torch.Generator().manual_seed(seed)
+    start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
+    d, K = 20, 10
     source = Source(torch.eye(d)[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
     panels, rows, curves = against_demonstrations(source, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512], replications, generator)
     panels.insert(0, against_labels(source, generator))
@@ -284,12 +285,14 @@ What the paper leaves open (mean and half-width of the 95 % interval):
 def against_demonstrations(source, n_icl, replications, generator):
     """Refinement's risk against demonstrations (a list n_icl), and its bound, in the setting of the theorem and where it says nothing:
     panels of the figure, rows of the table, and the curves by name."""
-    mean, target, panels, rows, curves = source.mean(), source.betas[0], [], [], {}
+    mean, target = source.mean(), source.betas[0]
+    panels, rows, curves = [], [], {}
     for title, cases in (("refinement finds the concept", [(0.9, 0.0), (0.6, 0.0), (0.3, 0.0)]),
                          ("no larger share of the concept: refinement must fail", [(0.3, 0.3), (0.3, 0.6)])):
         series = [level("the source's own mean (n_icl = 0)", n_icl[1:], excess_risk(mean, target), "#555555")]
         for color, (c, other) in zip(COLORS, tqdm(cases, desc="simulating refinement", leave=False, delay=2)):
-            name, weak = f"c* = {c}" + (f", other concept's share {other}" if other else ""), weak_supervisor(source, 0, c, 0.5, {1: other})
+            name = f"c* = {c}" + (f", other concept's share {other}" if other else "")
+            weak = weak_supervisor(source, 0, c, 0.5, {1: other})
             risk = mean_interval(refined_risk(source, target, weak, n_icl, replications, generator))
             bound, rho = refinement_bound(source, 0, weak, n_icl)
             below = next((n for n, (_, _, high) in zip(n_icl, risk) if high < naive_floor(weak.beta, mean, target)), "never")
@@ -305,8 +308,9 @@ def against_demonstrations(source, n_icl, replications, generator):
 
 def against_labels(source, generator, n_labels=(30, 100, 300, 1000, 3000)):
     """The three estimators' risk against the number of weak labels, c* = 0.6: a panel of the figure."""
-    mean, target, weak, fits = source.mean(), source.betas[0], weak_supervisor(source, 0, 0.6, 0.5), []
-    eta = naive_best_eta(weak.beta, mean, target)
+    mean, target = source.mean(), source.betas[0]
+    weak = weak_supervisor(source, 0, 0.6, 0.5)
+    eta, fits = naive_best_eta(weak.beta, mean, target), []
     for n in tqdm(n_labels, desc="simulating fits", leave=False, delay=2):
         x = draw_x(60, n, len(target), generator=generator)
         y = weak.label(x, generator)
@@ -321,8 +325,11 @@ def against_labels(source, generator, n_labels=(30, 100, 300, 1000, 3000)):
 
 def open_questions(source, replications, generator):
     """What the paper leaves open, as rows of a table: naive floor, hull limit, refined labels after 16, 64 and 256 demonstrations."""
-    axes, target, weak, rows = torch.eye(source.betas.shape[1], dtype=torch.float64), source.betas[0], weak_supervisor(source, 0, 0.6, 0.5), []
-    tilted, shown = 0.8 * axes[0] + 0.6 * axes[-1], lambda risk: [seen(replications, *row) for row in mean_interval(risk)]
+    axes = torch.eye(source.betas.shape[1], dtype=torch.float64)
+    target, tilted = source.betas[0], 0.8 * axes[0] + 0.6 * axes[-1]
+    weak = weak_supervisor(source, 0, 0.6, 0.5)
+    shown = lambda risk: [seen(replications, *row) for row in mean_interval(risk)]
+    rows = []
     cases = [("the theorem's setting, c* = 0.6", weak, target)]
     cases += [(f"bias not orthogonal: share {c} of another concept", weak_supervisor(source, 0, 0.6, 0.5, {1: c}), target) for c in (0.3, 0.5, -0.5)]
     cases += [("target outside the hull: 0.8 of a concept, 0.6 outside", Supervisor(0.6 * tilted + 0.8 * axes[-2], 0.5), tilted)]
@@ -335,8 +342,10 @@ def open_questions(source, replications, generator):
         risk = excess_risk(refined_fit(source, x, weak.label(x, generator), 16, generator, contexts), target)[:, None]
         rows.append([f"FT on 300 refined labels, contexts: {contexts or 'one a query'}", *limits(source, weak.beta, target), *shown(risk), "", ""])
     # Another prior over the concepts as the target, 0.7 and 0.3 on two of them; a context is about one of the two.
-    weak_k, p = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)], torch.tensor([0.7, 0.3], dtype=torch.float64)
-    to, x = p @ source.betas[:2], draw_x(replications // 5, 256, len(target), generator=generator)
+    p = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    to = p @ source.betas[:2]
+    weak_k = [weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)]
+    x = draw_x(replications // 5, 256, len(target), generator=generator)
     y = [w.label(x, generator) for w in weak_k]
     pooled = [sum(q * source.posterior(x[:, :n], v[:, :n]).mean(0) for q, v in zip(p, y)) @ source.betas for n in (16, 64, 256)]
     rows.append(["target with prior 0.7, 0.3 on two concepts: mean label", *limits(source, 0.7 * weak_k[0].beta + 0.3 * weak_k[1].beta, to),
@@ -823,7 +832,8 @@ class LM:
     def save(self, path):
         """Write a GGUF file that llama.cpp, Ollama and transformers load: matrices in BF16 if the model computes in it, else F16,
         vectors in F32, and all metadata of the source but for the number of layers and the file's type."""
-        (n_meta, meta, align), c, text = self.header, self.model.config, lambda s: struct.pack("<Q", len(s.encode())) + s.encode()
+        (n_meta, meta, align), c = self.header, self.model.config
+        text = lambda s: struct.pack("<Q", len(s.encode())) + s.encode()
         type_number, dtype = (30, torch.bfloat16) if self.model.token_embd.weight.dtype == torch.bfloat16 else (1, torch.float16)
         for key, value in {("qwen2" if c.qwen2 else "llama") + ".block_count": c.layers, "general.file_type": 32 if type_number == 30 else 1}.items():
             meta = re.sub(re.escape(text(key) + struct.pack("<I", 4)) + b".{4}", lambda m: m[0][:-4] + struct.pack("<I", value), meta, flags=re.S)
@@ -893,7 +903,8 @@ class LM:
     def _generate(self, prompts, max_new_tokens, temperature, noise):
         """New token ids, a list a row, of prompts (context, turn), two lists of ids, neighbours with the same context sharing it;
         noise (B, max_new_tokens) in [0, 1). Either all or none have a context."""
-        model, device, read = self.model, self.device, []  # read: what each row has read, as `hidden` wants it
+        model, device = self.model, self.device
+        read = []  # what each row has read, as `hidden` wants it
         for context, same in itertools.groupby(prompts, key=lambda prompt: prompt[0]):
             keep = []
             if context:
@@ -1021,7 +1032,8 @@ def finetune(lm, questions, answers, epochs=None, lr=1e-4, seed=0, batch=8, conf
     confidence: the auxiliary confidence loss of Burns et al. 2023, on tokens: this share of the loss, reached over the first fifth
     of the steps, goes to the model's own hardened predictions instead of the labels.
     """
-    pairs, rng = [(q, a) for q, a in zip(questions, answers, strict=True) if a is not None], random.Random(seed)
+    rng = random.Random(seed)
+    pairs = [(q, a) for q, a in zip(questions, answers, strict=True) if a is not None]
     rows = lm.answer_rows([q for q, _ in pairs], [a for _, a in pairs])
     steps_per_epoch = math.ceil(len(rows) / batch)
     epochs = max(2, math.ceil(20 / max(1, steps_per_epoch))) if epochs is None else epochs
@@ -1126,8 +1138,9 @@ def demonstrate(questions, pairs, n_icl, rng, share=16, width=None):
     pairs: (question, weak answer), shown as earlier turns. So many questions (`share`) get the same examples, none of which
     answers one of them, so that a context is read once for all of them.
     """
-    distinct, examples = list(dict.fromkeys(map(plain_text, questions))), {}  # examples of each question's text
+    distinct = list(dict.fromkeys(map(plain_text, questions)))
     rng.shuffle(distinct)
+    examples = {}  # of each question's text
     for group in (set(distinct[s : s + share]) for s in range(0, len(distinct), share)):
         others = [pair for pair in pairs if plain_text(pair[0]) not in group][:width]
         shown = [m for question, answer in rng.sample(others, n_icl)
@@ -1254,7 +1267,8 @@ def figure(title, panels, width=460, height=330, columns=3):
     """Panels, three in a row, as one SVG document (str), a legend under each."""
     left, gap, out, text = 62, 18, [], html.escape
     row = height + 100 + gap * max(len(p.series) for p in panels)
-    full_width, full_height = min(columns, len(panels)) * (left + width + gap), 24 + row * math.ceil(len(panels) / columns)
+    full_width = min(columns, len(panels)) * (left + width + gap)
+    full_height = 24 + row * math.ceil(len(panels) / columns)
     for n, p in enumerate(panels):
         x0, top = n % columns * (left + width + gap) + left, 62 + n // columns * row
         y0 = top + height
@@ -1270,7 +1284,8 @@ def figure(title, panels, width=460, height=330, columns=3):
 <text x="{x0 - 46}" y="{top + height / 2}" text-anchor="middle" transform="rotate(-90 {x0 - 46} {top + height / 2})">{text(p.y_label)}</text>
 <clipPath id="panel{n}"><rect x="{x0 - 6}" y="{top - 6}" width="{width + 12}" height="{height + 12}"/></clipPath>""")
         for k, s in enumerate(p.series):
-            color, dash, at = s.color or COLORS[k % len(COLORS)], 'stroke-dasharray="6 4"' * s.dashed, y0 + 56 + gap * k
+            color, dash = s.color or COLORS[k % len(COLORS)], 'stroke-dasharray="6 4"' * s.dashed
+            at = y0 + 56 + gap * k  # the legend's line
             xy = [(px(x), py(y)) for x, y in zip(s.x, s.y)]
             bars = [f"M{x} {py(low)}V{py(high)}" for (x, _), (low, high) in zip(xy, s.y_interval)]
             bars += [f"M{px(low)} {y}H{px(high)}" for (_, y), (low, high) in zip(xy, s.x_interval)]
@@ -1330,7 +1345,8 @@ class Remembered:
     """A model whose answers are kept in a side file as soon as they are there: what was asked before is not asked again."""
 
     def __init__(self, lm, path, chunk=80):
-        self.lm, self.path, self.chunk, self.known = lm, Path(path), chunk, {}
+        self.lm, self.path, self.chunk = lm, Path(path), chunk
+        self.known = {}
         self.path.open("a").close()  # a folder that cannot be written is said now, not after the work
         for line in self.path.read_text(encoding="utf-8").split("\n"):
             try:
@@ -1341,7 +1357,8 @@ class Remembered:
     def generate(self, conversations, max_new_tokens, temperature=0.0, seed=0):
         """As `LM.generate`; conversations with the same context are asked in one go."""
         conversations = [as_conversation(c) for c in conversations]
-        order, answers = sorted(range(len(conversations)), key=lambda i: json.dumps(conversations[i])), {}
+        order = sorted(range(len(conversations)), key=lambda i: json.dumps(conversations[i]))
+        answers = {}
         model = self.lm.checksum()  # another model's answers are not this one's
         for part in tqdm([order[s : s + self.chunk] for s in range(0, len(order), self.chunk)], desc="answers", leave=False, delay=2):
             asked = [conversations[i] for i in part]
@@ -1406,7 +1423,8 @@ def options(argv, about, table):
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = {"N": not_negative(int), "RATE": not_negative(float), "SHARE": not_negative(float)}
     for line in table.strip().split("\n"):
-        (name, *unit), default, text = (f(part) for f, part in zip((str.split, json.loads, str.strip), line.split("|", 2)))
+        form, default, text = (part.strip() for part in line.split("|", 2))
+        (name, *unit), default = form.split(), json.loads(default)
         if unit:
             form = dict(type=kinds.get(unit[0], str), metavar=unit[0])
         else:
