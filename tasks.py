@@ -10,7 +10,7 @@ is touched by nothing but the final scores.
 """
 from __future__ import annotations
 
-import difflib, hashlib, json, random, re, resource, sys, time  # noqa: E401
+import difflib, json, random, re, resource, sys, time  # noqa: E401
 from collections import namedtuple
 from pathlib import Path
 
@@ -680,10 +680,12 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), n_icl=None, l
     # `refine` would say so too, after the supervisor has been trained.
     if n_icl is not None and not 0 <= n_icl < len(task.train):
         raise W2SError(f"n_icl={n_icl} must lie between 0 and {len(task.train) - 1}, the number of other weak pairs")
+    # Other questions or another model are another run.
     settings = dict(n_icl=n_icl, lr=lr, teach_epochs=teach_epochs, teach_lr=teach_lr, teach=len(task.teach), train=len(task.train),
-                    test=len(task.test), supervisors={name: list(dropped) for name, dropped in SUPERVISORS.items()}, max_new_tokens=room,
-                    device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype), checksum=lm.checksum())  # another model is another run
-    partial = out / f"{task.name}.{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}.partial.json"
+                    test=len(task.test), data=w2s.digest([task.teach, task.train, task.test]), max_new_tokens=room,
+                    supervisors={name: list(dropped) for name, dropped in SUPERVISORS.items()},
+                    device=str(lm.device), dtype=str(lm.model.token_embd.weight.dtype), checksum=lm.checksum())
+    partial = out / f"{task.name}.{w2s.digest(settings)}.partial.json"
     try:
         state = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {"settings": settings, "answers": {}, "seconds": {}}
         answers, seconds = state["answers"], state["seconds"]
@@ -961,6 +963,8 @@ def main(argv=None):
     options = dict(methods=FULL if args.full else MAIN, ladder=list(SUPERVISORS) if args.full else [], n_icl=args.n_icl,
                    seeds=range(args.seed, args.seed + seeds))
     names = ["persona", "theory"] if args.quick else args.task.split(",")
+    if args.data and "math" not in names:
+        raise W2SError("--data holds problems for the math task, which is not among those to run: add it to --task")
     tasks = {name: make_task(name, args.persona, args.data) for name in names if name != "theory"}
     lm = w2s.load(args.model, args.device) if tasks else None
     out.mkdir(parents=True, exist_ok=True)

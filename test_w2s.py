@@ -855,7 +855,7 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tiny_ladder, tm
     with pytest.raises(KeyboardInterrupt):
         tiny_experiment(tiny, other)
     partial, = other.iterdir()
-    assert re.fullmatch(r"tiny\.[0-9a-f]{8}\.partial\.json", partial.name)
+    assert re.fullmatch(r"tiny\.[0-9a-f]{16}\.partial\.json", partial.name)
     kept = partial.read_text()
     resumed = tiny_experiment(tiny, other)
     assert resumed["answers"] == whole["answers"] and resumed["methods"] == whole["methods"]
@@ -863,12 +863,17 @@ def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tiny_ladder, tm
 
     assert not partial.exists()
 
-    # Another model does not go on from the first one's answers, and leaves them as they are.
+    # Another model or other questions do not go on from the first one's answers, and leave them as they are.
     partial.write_text(kept)
     changed = tiny.copy()
     changed.model.token_embd.weight.data *= 0.9
     assert tiny_experiment(changed, other)["answers"] != whole["answers"] and len(calls) == 5 + 4
 
+    task = tiny_task()
+    asked = task._replace(test=[i._replace(question=i.question + "?") for i in task.test])
+    monkeypatch.setattr(sys.modules[__name__], "tiny_task", lambda: asked)
+    assert tiny_experiment(tiny, other)["answers"] != whole["answers"] and len(calls) == 9 + 4
+    monkeypatch.setattr(sys.modules[__name__], "tiny_task", lambda: task)
     assert partial.read_text() == kept
 
     for broken in ("{", "[]", "{}"):
@@ -907,7 +912,8 @@ def test_ctrl_c_says_how_to_go_on(tiny_path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tasks, "experiment", interrupted)
     assert run_tasks("--model", tiny_path, "--out", tmp_path) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    for argv, message in ((["bensch"], "the command is bench or none"), (["--task", "poetry"], "no task is called 'poetry'"), (["--persona", "elf"], "no persona")):
+    for argv, message in ((["bensch"], "the command is bench or none"), (["--task", "poetry"], "no task is called 'poetry'"), (["--persona", "elf"], "no persona"),
+                          (["--task", "persona", "--data", "gsm8k.jsonl"], "--data holds problems for the math task")):
         assert run_tasks(*argv) == 2 and message in capsys.readouterr().err
 
 

@@ -1331,6 +1331,11 @@ def write(path, text):
     os.replace(part, path)
 
 
+def digest(value):
+    """A short text that tells a JSON value from others."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 def versions():
     """What the numbers of a run may depend on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -1362,7 +1367,7 @@ class Remembered:
         model = self.lm.checksum()  # another model's answers are not this one's
         for part in tqdm([order[s : s + self.chunk] for s in range(0, len(order), self.chunk)], desc="answers", leave=False, delay=2):
             asked = [conversations[i] for i in part]
-            key = hashlib.sha256(json.dumps([model, asked, max_new_tokens, temperature, seed]).encode()).hexdigest()
+            key = digest([model, asked, max_new_tokens, temperature, seed])
             if key not in self.known:
                 self.known[key] = self.lm.generate(asked, max_new_tokens, temperature=temperature, seed=seed)
                 with self.path.open("a", encoding="utf-8") as f:
