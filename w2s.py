@@ -256,9 +256,10 @@ def theory(out=Path("results"), replications=10_000, seed=0):
     start, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
     d, K = 20, 10
     source = Source(torch.eye(d)[:K], torch.full((K,), 1 / K, dtype=torch.float64), sigma=0.5)
-    panels, rows, curves = against_demonstrations(source, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512], replications, generator)
+    n_icl, in_table = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512], [0, 1, 4, 16, 64, 256]
+    panels, rows, curves = against_demonstrations(source, n_icl, in_table, replications, generator)
     panels.insert(0, against_labels(source, generator))
-    head = ["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in (0, 1, 4, 16, 64, 256)), "exponent rho",
+    head = ["supervisor", "naive FT, floor", "hull, limit", *(f"refined, n_icl {n}" for n in in_table), "exponent rho",
             "below naive's floor from n_icl"]
     text = f"""**theory**: excess risks, d = {d}, K = {K}, sigma = sigma_w = 0.5, uniform prior, {replications} replications, seed {seed}
 
@@ -282,9 +283,9 @@ What the paper leaves open (mean and half-width of the 95 % interval):
     return result
 
 
-def against_demonstrations(source, n_icl, replications, generator):
+def against_demonstrations(source, n_icl, in_table, replications, generator):
     """Refinement's risk against demonstrations (a list n_icl), and its bound, in the setting of the theorem and where it says nothing:
-    panels of the figure, rows of the table, and the curves by name."""
+    panels of the figure, rows of the table (for those n that stand in it), and the curves by name."""
     mean, target = source.mean(), source.betas[0]
     panels, rows, curves = [], [], {}
     for title, cases in (("refinement finds the concept", [(0.9, 0.0), (0.6, 0.0), (0.3, 0.0)]),
@@ -297,7 +298,7 @@ def against_demonstrations(source, n_icl, replications, generator):
             bound, rho = refinement_bound(source, 0, weak, n_icl)
             below = next((n for n, (_, _, high) in zip(n_icl, risk) if high < naive_floor(weak.beta, mean, target)), "never")
             curves[name] = {"n_icl": n_icl, "risk": risk, "bound": bound.tolist(), "rho": rho}
-            some = [seen(replications, risk[n_icl.index(n)][0]) for n in (0, 1, 4, 16, 64, 256)]
+            some = [seen(replications, risk[n_icl.index(n)][0]) for n in in_table]
             rows.append([name, *limits(source, weak.beta, target), *some, f"{rho:.3f}", below])
             series += [curve(f"{name}: simulated, 95 % intervals", n_icl[1:], risk[1:], color=color),
                        Series(f"{name}: bound, exponent {rho:.3f}", n_icl[1:], bound.tolist()[1:], dashed=True, points=False, color=color)]
@@ -1428,8 +1429,9 @@ def options(argv, about, table):
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = {"N": not_negative(int), "RATE": not_negative(float), "SHARE": not_negative(float)}
     for line in table.strip().split("\n"):
-        form, default, text = (part.strip() for part in line.split("|", 2))
-        (name, *unit), default = form.split(), json.loads(default)
+        names, default, text = (part.strip() for part in line.split("|", 2))
+        name, *unit = names.split()
+        default = json.loads(default)
         if unit:
             form = dict(type=kinds.get(unit[0], str), metavar=unit[0])
         else:
