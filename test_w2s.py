@@ -430,6 +430,14 @@ def test_a_product_of_few_rows_turned_around_is_the_product(rows, bias, dtype):
     assert torch.allclose(got.float(), torch.nn.functional.linear(x, w, bias).float(), atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
+@pytest.mark.parametrize("vocab", [7, 384])
+@pytest.mark.parametrize("turned", [False, True])
+def test_argmax_is_the_first_of_the_largest(vocab, turned):
+    logits = torch.randint(0, 4, (50, vocab), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)  # many ties
+    want = [row.index(max(row)) for row in logits.tolist()]
+    assert w2s.argmax(logits.T.contiguous().T if turned else logits).tolist() == want
+
+
 @torch.no_grad()
 def test_cached_batched_generation_equals_plain_decoding(tiny):
     conversations = [w2s.as_conversation(q) for q in QUESTIONS] + AFTER_EXAMPLES
@@ -1049,7 +1057,13 @@ def test_qwen2_has_biases_and_rotary_pairs_half_a_head_apart(tmp_path, tiny_path
     # llama's queries and keys, put half a head apart as qwen2 files have them: without biases the same model
     for name in [n for n in tensors if "attn_q" in n or "attn_k" in n]:
         w = llama.model.state_dict()[name]
-        tensors[name] = (0, list(w.shape), w.numpy().tobytes())
+        apart = w.unflatten(0, (-1, 8, 2)).transpose(1, 2)  # (heads, 2, head_dim/2, dim)
+        tensors[name] = (0, list(w.shape), apart.contiguous().numpy().tobytes())
+    write_gguf(tmp_path / "biased.gguf", meta, tensors | zeros | {"blk.0.attn_q.bias": (0, [48], np.arange(48, dtype="f4").tobytes())})
+    biased = w2s.load(tmp_path / "biased.gguf", "cpu", torch.float32)
+    assert biased.model.blk[0].attn_q.bias[:5].tolist() == [0, 8, 1, 9, 2] and biased.model.blk[0].attn_q.bias[16] == 16
+    biased.save(tmp_path / "saved.gguf")
+    assert torch.equal(w2s.load(tmp_path / "saved.gguf", "cpu", torch.float32).model.blk[0].attn_q.bias, biased.model.blk[0].attn_q.bias)
     write_gguf(tmp_path / "qwen.gguf", meta, tensors | zeros)
     qwen = w2s.load(tmp_path / "qwen.gguf", "cpu", torch.float32)
     ids = torch.tensor([[5, 9, 40, 7, 7, 100]])
