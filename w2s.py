@@ -614,7 +614,7 @@ def linear(x, w, bias=None):
     if len(rows) % 16:
         rows = F.pad(rows, (0, 0, 0, -len(rows) % 16))
     y = w @ rows.T if bias is None else torch.addmm(bias[:, None], w, rows.T)  # (n, M)
-    return y.T[: x.shape[:-1].numel()].unflatten(0, x.shape[:-1])
+    return y.T[: x.shape[:-1].numel()].unflatten(0, x.shape[:-1])  # without the padding
 
 
 class Linear(nn.Linear):
@@ -723,10 +723,11 @@ class Llama(nn.Module):
         at = torch.arange(cache.slots if used else T, device=ids.device)
         here = at[used : used + T, None]  # (T, 1)
         mask = (at <= here)[None, None]  # (1, 1, T, S): no token sees a later one
-        positions = here.T
+        positions = here.T  # (1, T)
         if valid is not None:
             positions = (valid.cumsum(1) - 1)[:, used:]
-            mask = mask & F.pad(valid, (0, len(at) - used - T))[:, None, None] | (at == here)  # padding sees itself: a row of none gives NaN
+            real = F.pad(valid, (0, len(at) - used - T))  # (B, S): slots not used yet hold no token
+            mask = mask & real[:, None, None] | (at == here)  # padding sees itself: a row of none gives NaN
         if context is not None:
             groups = [list(same) for _, same in itertools.groupby(context, key=id)]
             context = [(same[0], len(same)) for same in groups]  # what a group of rows has read, and how many rows they are
