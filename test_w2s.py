@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Tests of w2s.py and tasks.py: ./run.sh test
+"""Tests of w2s.py and tasks.py, in their order: ./run.sh test
 
-The real model is loaded once; everything that would take long runs on a tiny random model, written as a GGUF file here.
+The real model is loaded once; everything that would take long runs on a tiny random model,
+which is written as a GGUF file here.
 """
+import ast
+import gzip
 import io
 import json
 import os
 import random
 import re
-import resource
 import signal
 import struct
 import subprocess
@@ -16,17 +18,21 @@ import sys
 import time
 import types
 import xml.dom.minidom
+from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tasks
 import w2s
 
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 # The statistical model
-# ----------------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------
 
 
 def problem(seed, d=8, K=4, sigma=0.5):
@@ -37,84 +43,169 @@ def problem(seed, d=8, K=4, sigma=0.5):
     return w2s.Source(q[:, :K].T, prior / prior.sum(), sigma), g
 
 
+def theory_source():
+    """The source of the theory experiment, and a generator: d = 20, K = 10, sigma = 0.5."""
+    prior = torch.full((10,), 0.1, dtype=torch.float64)
+    source = w2s.Source(torch.eye(20)[:10], prior, 0.5)
+    return source, torch.Generator().manual_seed(0)
+
+
+def draw(source, weak, R, n, g):
+    """R data sets of n weak pairs: x (R, n, d), y (R, n)."""
+    x = w2s.draw_x(R, n, source.betas.shape[1], generator=g)
+    return x, weak.label(x, g)
+
+
+def error(samples):
+    """The standard error of a mean over replications."""
+    return samples.std(0) / len(samples) ** 0.5
+
+
 def close(samples, value, errors=4):
     """Whether a mean over replications lies within so many standard errors of a value."""
-    return abs(samples.mean() - value) <= errors * samples.std() / len(samples) ** 0.5 + 1e-12
+    return abs(samples.mean() - value) <= errors * error(samples) + 1e-12
 
 
 def test_the_source_and_the_supervisor_are_what_they_say():
     source, g = problem(0)
     x = w2s.draw_x(200_000, 8, generator=g)
-    assert torch.allclose(x.T @ x / len(x), torch.eye(8, dtype=torch.float64) / 3, atol=5e-3)
+    assert torch.allclose(x.T @ x / len(x), torch.eye(8).double() / 3, atol=5e-3)
     b = torch.randn(8, generator=g, dtype=torch.float64)
-    assert close((x @ (b - source.betas[0])) ** 2, w2s.excess_risk(b, source.betas[0]))
-    for quality, leak in ((0.7, None), (1.0, None), (0.6, {2: 0.5})):
-        weak = w2s.weak_supervisor(source, 1, quality, 0.9, leak)
+    error = x @ (b - source.betas[0])
+    assert close(error**2, w2s.excess_risk(b, source.betas[0]))
+    for quality, leak in ((0.7, 0.0), (1.0, 0.0), (0.6, 0.5)):
+        weak = w2s.weak_supervisor(source, 1, quality, 0.9, {2: leak})
         shares = source.betas @ weak.beta
-        assert weak.beta.norm().item() == pytest.approx(1) and shares[1].item() == pytest.approx(quality)
-        assert shares[[0, 2, 3]].tolist() == pytest.approx([0, (leak or {}).get(2, 0), 0], abs=1e-12)
+        assert weak.beta.norm().item() == pytest.approx(1)
+        assert shares.tolist() == pytest.approx([0, quality, leak, 0], abs=1e-12)
         noise = weak.label(x, g) - x @ weak.beta
-        assert close(noise, 0) and close(noise**2, 0.81)
+        assert close(noise, 0)
+        assert close(noise**2, 0.81)
 
 
-def test_the_posterior_is_bayes_rule_by_hand():
+@pytest.mark.parametrize("temper", [1.0, 0.4])
+def test_the_posterior_is_bayes_rule_by_hand_with_a_tempered_likelihood(temper):
     source, g = problem(1, d=3, K=3, sigma=0.8)
-    x, y = w2s.draw_x(5, 4, 3, generator=g), torch.randn(5, 4, generator=g, dtype=torch.float64)
+    source.temper = temper
+    x = w2s.draw_x(5, 4, 3, generator=g)
+    y = torch.randn(5, 4, generator=g, dtype=torch.float64)
     got = source.posterior(x, y)
     for r in range(5):
         joint = []
         for k in range(3):
             p = source.prior[k].item()
             for j in range(4):
-                mu = sum(source.betas[k, i].item() * x[r, j, i].item() for i in range(3))
-                p *= np.exp(-((y[r, j].item() - mu) ** 2) / (2 * 0.8**2)) / (0.8 * np.sqrt(2 * np.pi))
+                mean = 0.0
+                for i in range(3):
+                    mean += source.betas[k, i].item() * x[r, j, i].item()
+                squares = (y[r, j].item() - mean) ** 2
+                p *= np.exp(-squares / (2 * 0.8**2)) ** temper
             joint.append(p)
-        assert got[r].tolist() == pytest.approx([p / sum(joint) for p in joint], rel=1e-10)
-    assert torch.allclose(source.posterior(x[:, :0], y[:, :0]), source.prior.expand(5, 3))  # no demonstration: the prior
+        assert got[r].tolist() == pytest.approx(
+            [p / sum(joint) for p in joint], rel=1e-10
+        )
+    no_example = source.posterior(x[:, :0], y[:, :0])
+    assert torch.allclose(no_example, source.prior.expand(5, 3))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1, 1.0, 10.0])
-def test_naive_fine_tuning_tends_to_its_limit(eta):
+def test_naive_fine_tuning_minimises_its_loss_and_tends_to_its_limit(eta):
     source, g = problem(2)
-    weak = w2s.weak_supervisor(source, 0, 0.6, 0.5)
-    x = w2s.draw_x(200, 4000, 8, generator=g)
-    b = w2s.naive_fit(x, weak.label(x, g), source.mean(), eta)
-    limit = w2s.naive_limit(weak.beta, source.mean(), eta)
-    assert all(close(b[:, i], limit[i], 5) for i in range(8))
-    # argmin, not just any estimate: no small step lowers the penalised squares
-    y = weak.label(x, g)
+    x, y = draw(source, w2s.weak_supervisor(source, 0, 0.6, 0.5), 200, 4000, g)
     b = w2s.naive_fit(x, y, source.mean(), eta)
-    cost = lambda b: (y - (x @ b[..., None]).squeeze(-1)).square().mean(-1) + eta * (b - source.mean()).square().sum(-1)
-    assert all((cost(b + 1e-3 * torch.randn(8, generator=g, dtype=torch.float64)) > cost(b)).all() for _ in range(5))
+    limit = w2s.naive_limit(
+        w2s.weak_supervisor(source, 0, 0.6, 0.5).beta, source.mean(), eta
+    )
+    assert all(close(b[:, i], limit[i], 5) for i in range(8))
+    residual = y - (x @ b[..., None])[..., 0]
+    gradient = -(residual[..., None] * x).mean(1) + eta * (b - source.mean())
+    assert gradient.abs().max() < 1e-10
 
 
-def test_naive_fine_tuning_never_gets_below_its_floor():
+def test_the_best_eta_attains_the_floor_of_the_limit_and_no_eta_passes_it():
     for seed in range(20):
-        source, g = problem(seed)
+        source, _ = problem(seed)
         weak = w2s.weak_supervisor(source, 0, 0.2 + 0.035 * seed, 0.5)
         target, mean = source.betas[0], source.mean()
-        floor = w2s.naive_floor(weak.beta, mean, target)
-        limits = [w2s.excess_risk(w2s.naive_limit(weak.beta, mean, eta), target) for eta in np.logspace(-6, 6, 2001)]
-        assert min(limits) >= floor - 1e-12 and min(limits) == pytest.approx(floor.item(), rel=1e-3)
-        assert floor <= min(w2s.excess_risk(weak.beta, target), w2s.excess_risk(mean, target))
-        x = w2s.draw_x(4, 100_000, 8, generator=g)
-        y = weak.label(x, g)
-        for eta in (0.0, 0.03, 0.3, w2s.naive_best_eta(weak.beta, mean, target), 3.0):
-            risk = w2s.excess_risk(w2s.naive_fit(x, y, mean, eta), target)
-            assert risk.mean() >= floor - 4 * risk.std() / 2
+        floor = w2s.naive_floor(source, weak, target).item()
+        risks = []
+        for eta in np.logspace(-6, 6, 2001):
+            limit = w2s.naive_limit(weak.beta, mean, eta)
+            risks.append(w2s.excess_risk(limit, target).item())
+        assert min(risks) >= floor - 1e-12
+        assert min(risks) == pytest.approx(floor, rel=1e-3)
+        assert floor <= w2s.excess_risk(weak.beta, target)
+        assert floor <= w2s.excess_risk(mean, target)
+
+
+@pytest.mark.parametrize("n", [10, 20, 100, 1000])
+@pytest.mark.parametrize(
+    "quality, sigma", [(0.3, 0.5), (0.7, 0.5), (1.0, 0.5), (1.0, 2.0)]
+)
+def test_no_eta_takes_the_expected_risk_below_the_floor_at_any_n(
+    quality, sigma, n
+):
+    """Prop. 3.2 for the biased and for the noisy supervisor (quality 1)."""
+    source, g = problem(8)
+    weak = w2s.weak_supervisor(source, 0, quality, sigma)
+    target = source.betas[0]
+    floor = w2s.naive_floor(source, weak, target, n)
+    assert floor >= w2s.naive_floor(source, weak, target)
+    x, y = draw(source, weak, 400, n, g)
+    best = w2s.naive_best_eta(source, weak, target, n)
+    for eta in (0.01, 0.1, best, 1.0, 10.0):
+        risk = w2s.excess_risk(w2s.naive_fit(x, y, source.mean(), eta), target)
+        assert risk.mean() >= floor - 4 * error(risk)
+        if n == 1000 and eta == best:
+            assert risk.mean() <= 1.1 * floor + 4 * error(
+                risk
+            )  # the bound is nearly attained
+
+
+def test_shrinkage_keeps_the_same_share_of_every_direction_on_average():
+    """The step of Prop. 3.2's proof: E (S + eta I)^-1 S = m I, and the variance is >= 3 m^2."""
+    g = torch.Generator().manual_seed(0)
+    x = w2s.draw_x(40_000, 6, 3, generator=g)
+    S = x.mT @ x / 6
+    kept = torch.linalg.solve(S + 0.2 * torch.eye(3).double(), S)
+    m = kept.diagonal(dim1=1, dim2=2).mean()
+    off = kept.mean(0) - m * torch.eye(3).double()
+    assert (off.abs() <= 4.5 * error(kept)).all()
+    s = torch.linalg.eigvalsh(S)
+    assert 0 < m < 1
+    assert (s / (s + 0.2) ** 2).mean() >= 3 * m**2
+
+
+def test_single_runs_lie_below_the_floor_but_their_mean_does_not():
+    source, g = theory_source()
+    weak = w2s.weak_supervisor(source, 0, 0.6, 0.5)
+    floor = w2s.naive_floor(source, weak, source.betas[0])
+    x, y = draw(source, weak, 1000, 200, g)
+    eta = w2s.naive_best_eta(source, weak, source.betas[0])
+    risk = w2s.excess_risk(
+        w2s.naive_fit(x, y, source.mean(), eta), source.betas[0]
+    )
+    assert (risk < floor).double().mean().item() == pytest.approx(0.31, abs=0.05)
+    assert risk.mean() > floor + 4 * error(risk)
 
 
 def test_the_simplex_solver_meets_the_optimality_conditions():
     g = torch.Generator().manual_seed(0)
     for K, R in ((1, 10), (2, 90), (10, 800), (30, 100)):
         root = torch.randn(R, K, K + 2, generator=g, dtype=torch.float64)
-        gram, linear = root @ root.mT / K, 2 * torch.randn(R, K, generator=g, dtype=torch.float64)
+        gram = root @ root.mT / K
+        linear = 2 * torch.randn(R, K, generator=g, dtype=torch.float64)
         a = w2s.simplex_least_squares(gram, linear)
-        gradient = (gram @ a[..., None]).squeeze(-1) - linear
-        level = (gradient * a).sum(1, keepdim=True)
-        assert a.min() >= 0 and (a.sum(1) - 1).abs().max() < 1e-10
-        assert (gradient - level).min() > -1e-8  # no direction into the simplex descends
-        assert ((gradient - level).abs() * a).max() < 1e-8  # complementary slackness
+        gradient = (gram @ a[..., None])[..., 0] - linear
+        multiplier = (gradient * a).sum(1, keepdim=True)
+        assert a.min() >= 0
+        assert (a.sum(1) - 1).abs().max() < 1e-10
+        assert (
+            gradient - multiplier
+        ).min() > -1e-8  # no direction into the simplex descends
+        assert (
+            (gradient - multiplier).abs() * a
+        ).max() < 1e-8  # complementary slackness
 
 
 def test_the_hull_projection_tends_to_its_limit():
@@ -122,175 +213,998 @@ def test_the_hull_projection_tends_to_its_limit():
     for c in (0.3, 0.6, 1.0):
         weak = w2s.weak_supervisor(source, 0, c, 0.5)
         limit = w2s.hull_limit(source, weak.beta)
-        assert w2s.excess_risk(limit, source.betas[0]).item() == pytest.approx((1 - c) ** 2 * 3 / 12, abs=1e-12)  # (1-c*)^2 (K-1)/3K, K = 4
-        x = w2s.draw_x(100, 4000, 8, generator=g)
-        b = w2s.hull_fit(source, x, weak.label(x, g))
+        formula = (1 - c) ** 2 * 3 / 12  # (1 - c*)^2 (K - 1) / 3K
+        assert w2s.excess_risk(limit, source.betas[0]).item() == pytest.approx(
+            formula, abs=1e-12
+        )
+        x, y = draw(source, weak, 100, 4000, g)
+        b = w2s.hull_fit(source, x, y)
         if c < 1:  # at a corner the estimate is biased for every n
             assert all(close(b[:, i], limit[i], 5) for i in range(8))
-    # For a target that is another prior over the concepts: inside of the hull nothing is lost.
-    to = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64) @ source.betas
-    assert w2s.excess_risk(w2s.hull_limit(source, to), to) < 1e-20
 
 
-@pytest.mark.parametrize("quality, sigma", [(0.9, 0.5), (0.5, 0.5), (0.3, 0.5), (1.0, 1.5)])
-def test_the_bound_lies_above_the_simulated_risk_and_the_slope_is_at_least_rho(quality, sigma):
+def test_the_hull_projection_loses_nothing_of_a_target_inside_the_hull():
+    source, _ = problem(3)
+    target = torch.tensor([0.4, 0.3, 0.2, 0.1]).double() @ source.betas
+    assert w2s.excess_risk(w2s.hull_limit(source, target), target) < 1e-12
+
+
+def test_the_statistical_dimension_of_the_hull_at_a_corner_an_edge_and_inside():
+    corner, inside = torch.eye(10).double()[0], torch.full((10,), 0.1).double()
+    assert w2s.statistical_dimension(corner) == pytest.approx(2.0, abs=0.05)
+    assert w2s.statistical_dimension(inside) == pytest.approx(9, abs=0.05)
+    half_line = torch.eye(2).double()[
+        0
+    ]  # the cone of an interval's end: half of one dimension
+    assert w2s.statistical_dimension(half_line) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_the_error_of_the_hull_has_the_statistical_dimension_least_squares_has_d(
+    times,
+):
+    """Prop. 3.4 at finite n."""
+    source, g = theory_source()
+    weak = w2s.weak_supervisor(source, 0, 1.0, times * source.sigma)
+    x, y = draw(source, weak, 300, 500, g)
+    rate = 500 / weak.sigma**2
+    hull = rate * w2s.excess_risk(w2s.hull_fit(source, x, y), source.betas[0])
+    least_squares = rate * w2s.excess_risk(
+        w2s.naive_fit(x, y, source.mean(), 0), source.betas[0]
+    )
+    assert close(hull, w2s.statistical_dimension(torch.eye(10).double()[0]))
+    assert close(least_squares, 20 * 500 / (500 - 20))
+
+
+@pytest.mark.parametrize(
+    "times, naive, hull, refined",
+    [(1, 0.0049, 0.0005, 0.0051), (4, 0.063, 0.0075, 0.033)],
+)
+def test_against_noise_the_hull_is_best_and_refinement_wins_only_if_there_is_much(
+    times, naive, hull, refined
+):
+    source, g = theory_source()
+    weak = w2s.weak_supervisor(source, 0, 1.0, times * source.sigma)
+    target = source.betas[0]
+    x, y = draw(source, weak, 100, 1000, g)
+    eta = w2s.naive_best_eta(source, weak, target, 1000)
+    fits = [
+        w2s.naive_fit(x, y, source.mean(), eta),
+        w2s.hull_fit(source, x, y),
+        w2s.refined_fit(source, x, y, 64, g),
+    ]
+    risks = w2s.excess_risk(torch.stack(fits, 1), target)
+    assert (
+        abs(risks.mean(0) - torch.tensor([naive, hull, refined]))
+        < 4 * error(risks)
+    ).all()
+    assert w2s.naive_floor(source, weak, target, 1000).item() == pytest.approx(
+        naive, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "quality, sigma", [(0.9, 0.5), (0.5, 0.5), (0.3, 0.5), (1.0, 1.5)]
+)
+def test_the_bound_lies_above_the_simulated_risk_and_the_slope_is_at_least_rho(
+    quality, sigma
+):
     source, g = problem(4)
+    target = source.betas[1]
     weak = w2s.weak_supervisor(source, 1, quality, sigma)
     n_icl = [0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
-    risk = w2s.refined_risk(source, source.betas[1], weak, n_icl, 4000, g)
+    risk = w2s.refined_risk(source, target, weak, n_icl, 4000, g)
     bound, rho = w2s.refinement_bound(source, 1, weak, n_icl)
-    assert rho > 0 and (risk.mean(0) <= bound + 4 * risk.std(0) / 4000**0.5).all()
-    assert risk[:, 0].mean().item() == pytest.approx(w2s.excess_risk(source.mean(), source.betas[1]).item())
-    # The slope of log risk where the decay has set in and is still seen by enough replications.
-    seen = [i for i in range(len(n_icl)) if 1e-3 < risk[:, i].mean() < 0.15]
-    slope = np.polyfit([n_icl[i] for i in seen], risk.mean(0)[seen].log().numpy(), 1)[0]
-    assert len(seen) >= 3 and slope <= -rho
+    mean = risk.mean(0)
+    assert rho > 0
+    assert (mean <= bound + 4 * error(risk)).all()
+    assert mean[0].item() == pytest.approx(
+        w2s.excess_risk(source.mean(), target).item()
+    )
+    # The slope of log risk where the decay has set in and enough replications still count.
+    some = [i for i in range(len(n_icl)) if 1e-3 < mean[i] < 0.15]
+    slope = np.polyfit([n_icl[i] for i in some], mean[some].log().numpy(), 1)[0]
+    assert len(some) >= 3
+    assert slope <= -rho
 
 
-def test_the_moments_of_the_likelihood_ratio():
-    source, g = problem(5)
+@pytest.mark.parametrize("t", [0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
+def test_the_moments_of_the_likelihood_ratio_for_t_from_0_to_1(t):
+    source, g = problem(5, sigma=1.0)
     weak = w2s.weak_supervisor(source, 0, 0.5, 0.7)
-    x = w2s.draw_x(400_000, 8, generator=g)
-    one = source.log_likelihood(x, weak.label(x, g))
-    ratio = one - one[:, :1]  # of each concept to the target
-    t, log_m = w2s.chernoff(source, 0, weak)
-    for i in (0, 5, 10):
-        for k in range(1, 4):
-            assert close((t[i] * ratio[:, k]).exp(), log_m[i, k].exp().item())
+    x, y = draw(source, weak, 400_000, 1, g)
+    evidence = source.evidence(x, y)[:, 0]
+    ratio = evidence - evidence[:, :1]  # of each concept to the target
+    drift, spread = w2s.likelihood_ratio(source, 0, weak)
+    log_m = w2s.log_moment(t, drift, spread)
+    assert log_m[0].abs() < 1e-12
     for k in range(1, 4):
-        assert close(ratio[:, k], -0.5 / (3 * source.sigma**2))  # E of the log ratio: (c_k - c*) / 3 sigma^2
-        # alpha_k <= min(1, ratio of the odds) <= its t-th power
-    assert log_m[0].abs().max() < 1e-12
+        assert close((t * ratio[:, k]).exp(), log_m[k].exp().item())
+        assert close(
+            ratio[:, k], -0.5 / (3 * source.sigma**2)
+        )  # (c_k - c*) / 3 sigma^2
+
+
+def test_the_exponent_is_minimised_exactly_not_on_a_grid():
+    source, _ = theory_source()
+    weak = w2s.weak_supervisor(source, 0, 0.3, 0.5)
+    bound, rho = w2s.refinement_bound(source, 0, weak, [512])
+    assert rho == pytest.approx(0.0127, abs=5e-5)
+    assert bound.item() == pytest.approx(0.0090, abs=5e-5)
+    drift, spread = w2s.likelihood_ratio(source, 0, weak)
+    grid = torch.stack(
+        [w2s.log_moment(t, drift, spread) for t in np.linspace(0, 1, 401)]
+    )
+    assert grid.amin(0)[1:].max().item() == pytest.approx(-rho, rel=1e-3)
+    assert grid.amin(0)[1:].max() >= -rho - 1e-12
+    assert (grid.diff(dim=0).diff(dim=0)[:, 1:] > 0).all()  # convex in t
+
+
+def test_tempering_lowers_the_exponent_only_below_the_minimising_t():
+    source, g = theory_source()
+    weak = w2s.weak_supervisor(source, 0, 0.6, 0.5)
+    target, rhos, risks = source.betas[0], [], []
+    for temper in (0.05, 0.3, 1.0, 4.0):
+        model = w2s.Source(source.betas, source.prior, 0.5, temper)
+        bound, rho = w2s.refinement_bound(model, 0, weak, [8, 64])
+        risk = w2s.refined_risk(model, target, weak, [8, 64], 1000, g)
+        assert (risk.mean(0) <= bound + 4 * error(risk)).all()
+        rhos.append(rho)
+        risks.append(risk.mean(0)[0].item())
+    assert rhos[0] == pytest.approx(0.0329, abs=1e-4)
+    assert rhos[1:] == pytest.approx([0.0608] * 3, abs=1e-4)
+    assert (
+        risks[1] < risks[2] < risks[3]
+    )  # after 8 examples, trusting them less is better
+
+
+@pytest.mark.parametrize("n_labels", [40, 200, 600])
+@pytest.mark.parametrize("n_icl", [4, 16, 32])
+def test_the_refined_estimator_lies_below_its_two_term_bound(n_labels, n_icl):
+    """Thm 4.2, with contexts independent of each other and of the queries, as in the proof, and
+    with those of Algorithm 1, for which it is only checked."""
+    source, g = problem(9)
+    target, weak = source.betas[0], w2s.weak_supervisor(source, 0, 0.8, 0.5)
+    labels, concept = w2s.refined_fit_bound(source, 0, weak, n_labels, [n_icl])
+    x, y = draw(source, weak, 60 * n_labels, n_icl, g)
+    posterior = source.posterior(x, y).view(60, n_labels, 4)
+    queries, weak_labels = draw(source, weak, 60, n_labels, g)
+    answers = w2s.refined_label(source, posterior, queries, g)
+    fresh = torch.linalg.lstsq(queries, answers[..., None]).solution[..., 0]
+    own = w2s.refined_fit(source, queries, weak_labels, n_icl, g)
+    for fit in (fresh, own):
+        risk = w2s.excess_risk(fit, target)
+        assert risk.mean() <= labels + concept.item() + 4 * error(risk)
+    # The first term is about sigma^2 d / n, the second vanishes with the examples.
+    assert labels.item() == pytest.approx(0.25 * 8 / n_labels, rel=0.35)
+    _, much = w2s.refined_fit_bound(source, 0, weak, n_labels, [200])
+    assert much < 1e-9
 
 
 def test_refinement_gets_below_naive_and_fails_where_it_must():
     source, g = problem(6)
-    weak = w2s.weak_supervisor(source, 0, 0.5, 0.5)
-    floor = w2s.naive_floor(weak.beta, source.mean(), source.betas[0])
-    risk = w2s.refined_risk(source, source.betas[0], weak, [4, 64, 256], 2000, g)
-    assert risk[:, 1].mean() < floor / 3 and risk[:, 2].mean() < floor / 100
-    x = w2s.draw_x(20, 1500, 8, generator=g)
-    fit = w2s.excess_risk(w2s.refined_fit(source, x, weak.label(x, g), 64, g), source.betas[0])
-    assert fit.mean() < floor / 3  # with the demonstrations drawn from the training labels themselves
-    for share in (0.3, 0.6):  # the supervisor has as much, or more, of another concept
+    target, weak = source.betas[0], w2s.weak_supervisor(source, 0, 0.5, 0.5)
+    floor = w2s.naive_floor(source, weak, target)
+    risk = w2s.refined_risk(source, target, weak, [4, 64, 256], 2000, g).mean(0)
+    assert risk[1] < floor / 3
+    assert risk[2] < floor / 100
+    x, y = draw(source, weak, 20, 1500, g)
+    fit = w2s.excess_risk(w2s.refined_fit(source, x, y, 64, g), target)
+    assert (
+        fit.mean() < floor / 3
+    )  # with examples from the training labels themselves
+    for share in (
+        0.3,
+        0.6,
+    ):  # the supervisor has as much, or more, of another concept
         misled = w2s.weak_supervisor(source, 0, 0.3, 0.5, {1: share})
-        wrong = w2s.refined_risk(source, source.betas[0], misled, [256], 1000, g)
+        wrong = w2s.refined_risk(source, target, misled, [256], 1000, g)
         bound, rho = w2s.refinement_bound(source, 0, misled, [256])
-        assert wrong.mean() > 0.3 and rho < 1e-3 and bound.item() > 0.3
+        assert wrong.mean() > 0.3
+        assert rho < 1e-3
+        assert bound.item() > 0.3
+
+
+def test_with_an_equal_share_of_another_concept_the_risk_falls_but_not_below_the_source():
+    source, g = theory_source()
+    weak = w2s.weak_supervisor(source, 0, 0.3, 0.5, {1: 0.3})
+    risk = w2s.refined_risk(
+        source, source.betas[0], weak, [0, 16, 64, 256], 2000, g
+    )
+    assert (
+        abs(risk.mean(0) - torch.tensor([0.3, 0.43, 0.37, 0.33])) < 0.03
+    ).all()
+    assert risk[:, 1:].mean(0).min() > risk[0, 0]
+
+
+def test_a_prior_is_recovered_from_sorted_contexts_and_collapses_in_mixed_ones():
+    source, g = theory_source()
+    prior = torch.tensor([0.7, 0.3]).double()
+    supervisors = [w2s.weak_supervisor(source, k, 0.6, 0.5) for k in (0, 1)]
+    x = w2s.draw_x(2000, 256, 20, generator=g)
+    mixed = w2s.label_by_prior(supervisors, prior, x, g)
+    expected = {
+        16: (0.40, 0.15, 0.047),
+        64: (0.75, 0.13, 0.011),
+        256: (0.98, 0.02, 0.052),
+    }
+    for n, (first, second, risk) in expected.items():
+        p = source.posterior(x[:, :n], mixed[:, :n]).mean(0)
+        assert p[:2].tolist() == pytest.approx([first, second], abs=0.03)
+        mean_label = p @ source.betas
+        assert w2s.excess_risk(
+            mean_label, prior @ source.betas[:2]
+        ).item() == pytest.approx(risk, abs=0.006)
+    y = w2s.label_by_prior(supervisors, prior, x, g, oracle=True)
+    assert source.posterior(x, y).mean(0)[:2].tolist() == pytest.approx(
+        [0.7, 0.3], abs=0.04
+    )
+
+
+def test_with_one_concept_there_is_nothing_to_lose():
+    source = w2s.Source(torch.eye(3)[:1], torch.ones(1), 0.5)
+    weak, g = w2s.weak_supervisor(
+        source, 0, 1.0, 1.0
+    ), torch.Generator().manual_seed(0)
+    target = source.betas[0]
+    bound, rho = w2s.refinement_bound(source, 0, weak, [0, 10])
+    assert w2s.naive_floor(source, weak, target) == 0
+    assert w2s.naive_floor(source, weak, target, 10) < 1e-12
+    assert bound.tolist() == [0, 0]
+    assert rho == float("inf")
+    assert w2s.statistical_dimension(torch.ones(1).double()) == 0
+    assert w2s.refined_risk(source, target, weak, [0, 5], 3, g).abs().max() == 0
+    x, y = draw(source, weak, 3, 10, g)
+    assert w2s.excess_risk(w2s.hull_fit(source, x, y), target).max() < 1e-20
 
 
 def test_permutation_and_scale_change_nothing():
     source, g = problem(7)
     weak = w2s.weak_supervisor(source, 0, 0.6, 0.4)
-    x = w2s.draw_x(50, 30, 8, generator=g)
-    y = weak.label(x, g)
+    x, y = draw(source, weak, 50, 30, g)
     order = torch.tensor([2, 0, 3, 1])
     permuted = w2s.Source(source.betas[order], source.prior[order], source.sigma)
-    assert torch.allclose(permuted.posterior(x, y), source.posterior(x, y)[:, order])
-    assert torch.allclose(source.posterior(x.flip(1), y.flip(1)), source.posterior(x, y))  # order of the demonstrations
-    assert torch.allclose(w2s.hull_fit(permuted, x, y), w2s.hull_fit(source, x, y))
-    for a, b in zip(w2s.refinement_bound(permuted, 1, weak, [1, 8, 64]), w2s.refinement_bound(source, 0, weak, [1, 8, 64])):
-        assert torch.allclose(torch.as_tensor(a), torch.as_tensor(b))
-    # x and sigma in other units: the likelihood of y, measured in the same units, stays
+    posterior = source.posterior(x, y)
+    assert torch.allclose(permuted.posterior(x, y), posterior[:, order])
+    assert torch.allclose(
+        source.posterior(x.flip(1), y.flip(1)), posterior
+    )  # order of examples
+    assert torch.allclose(
+        w2s.hull_fit(permuted, x, y), w2s.hull_fit(source, x, y)
+    )
+    bound, rho = w2s.refinement_bound(source, 0, weak, [1, 8, 64])
+    same_bound, same_rho = w2s.refinement_bound(permuted, 1, weak, [1, 8, 64])
+    assert torch.allclose(same_bound, bound)
+    assert same_rho == pytest.approx(rho)
+    # x and sigma in other units: the likelihood of y, measured in the same units, stays.
     scaled = w2s.Source(source.betas, source.prior, 3 * source.sigma)
-    assert torch.allclose(scaled.posterior(3 * x, 3 * y), source.posterior(x, y))
-    rotation = torch.linalg.qr(torch.randn(8, 8, generator=g, dtype=torch.float64))[0]
-    turned = w2s.Source(source.betas @ rotation, source.prior, source.sigma)
-    assert torch.allclose(w2s.naive_fit(x @ rotation, y, turned.mean(), 0.2), w2s.naive_fit(x, y, source.mean(), 0.2) @ rotation)
+    assert torch.allclose(scaled.posterior(3 * x, 3 * y), posterior)
+    rotation, _ = torch.linalg.qr(
+        torch.randn(8, 8, generator=g, dtype=torch.float64)
+    )
+    turned = w2s.naive_fit(x @ rotation, y, source.mean() @ rotation, 0.2)
+    assert torch.allclose(
+        turned, w2s.naive_fit(x, y, source.mean(), 0.2) @ rotation
+    )
 
 
 def test_bad_parameters_are_named():
-    eye, prior = torch.eye(4, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
-    good = w2s.Source(eye[:2], prior, 1.0)
+    eye, half = torch.eye(4).double(), torch.full((2,), 0.5).double()
+    good = w2s.Source(eye[:2], half, 1.0)
+    full = w2s.Source(eye, torch.full((4,), 0.25), 1.0)
+    weak = w2s.Supervisor(eye[0], 1.0)
+    x, y = torch.zeros(1, 5, 4).double(), torch.zeros(1, 5).double()
     g = torch.Generator().manual_seed(0)
-    for message, run in {
-        r"betas must .* 2\.0": lambda: w2s.Source(eye[:2] * 2**0.5, prior, 1.0),
-        r"prior must .*\[0\.5, 0\.6": lambda: w2s.Source(eye[:2], torch.tensor([0.5, 0.6]), 1.0),
-        r"prior must .* 3 positive": lambda: w2s.Source(eye[:3], prior, 1.0),
-        r"sigma must be positive, not 0": lambda: w2s.Source(eye[:2], prior, 0),
-        r"quality=1\.2": lambda: w2s.weak_supervisor(good, 0, 1.2, 1.0),
-        r"fill all d=4": lambda: w2s.weak_supervisor(w2s.Source(eye, torch.full((4,), 0.25), 1.0), 0, 0.5, 1.0),
-        r"n_icl must not be negative: -1": lambda: w2s.refined_risk(good, eye[0], w2s.Supervisor(eye[0], 1.0), [-1], 10, g),
-        r"n_icl must lie .* 4 pairs, not be 5": lambda: w2s.refined_fit(good, torch.zeros(1, 5, 4).double(), torch.zeros(1, 5).double(), 5, g),
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            run()
+    with pytest.raises(ValueError, match=r"betas must .* 2\.0"):
+        w2s.Source(eye[:2] * 2**0.5, half, 1.0)
+    with pytest.raises(ValueError, match=r"prior must .*\[0\.5, 0\.6"):
+        w2s.Source(eye[:2], torch.tensor([0.5, 0.6]), 1.0)
+    with pytest.raises(ValueError, match="prior must .* 3 positive"):
+        w2s.Source(eye[:3], half, 1.0)
+    with pytest.raises(ValueError, match="must be positive, not 0,"):
+        w2s.Source(eye[:2], half, 0)
+    with pytest.raises(ValueError, match="must be positive, not 1.0, -1"):
+        w2s.Source(eye[:2], half, 1.0, temper=-1)
+    with pytest.raises(ValueError, match=r"quality=1\.2"):
+        w2s.weak_supervisor(good, 0, 1.2, 1.0)
+    with pytest.raises(ValueError, match="fill all d=4"):
+        w2s.weak_supervisor(full, 0, 0.5, 1.0)
+    with pytest.raises(ValueError, match="not be negative: -1"):
+        w2s.refined_risk(good, eye[0], weak, [-1], 10, g)
+    with pytest.raises(ValueError, match="n_icl .* 4 pairs, not be 5"):
+        w2s.refined_fit(good, x, y, 5, g)
+    with pytest.raises(ValueError, match="at least 2 d = 8, not 7"):
+        w2s.refined_fit_bound(good, 0, weak, 7, [1])
 
 
-def test_theory_writes_its_table_and_figure(tmp_path, capsys):
-    result = w2s.theory(tmp_path, replications=200)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["theory.json", "theory.md", "theory.svg"]
-    assert json.loads((tmp_path / "theory.json").read_text()) == result
-    assert (tmp_path / "theory.md").read_text() in capsys.readouterr().out
+def test_theory_writes_its_tables_and_its_figure(tmp_path, capsys):
+    result = tasks.theory(tmp_path, replications=1000)
+    names = ["theory.json", "theory.md", "theory.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert json.loads((tmp_path / "theory.json").read_text()) == json.loads(
+        json.dumps(result)
+    )
+    text = (tmp_path / "theory.md").read_text()
+    assert text in capsys.readouterr().out
     xml.dom.minidom.parse(str(tmp_path / "theory.svg"))
-    for curve in result["curves"].values():
-        assert np.allclose(curve["risk"][0], (0.1 * 9 * 0.1 + 0.9**2) / 3)  # nothing is shown: every label is the source's own mean
-        assert all(low <= mean <= high for mean, low, high in curve["risk"]) and len(curve["risk"]) == len(curve["bound"])
-    floor, limit = (result["fits"][name]["risk"][0] for name in ("floor of naive FT, any eta and n", "limit of the hull projection"))
-    assert np.allclose(limit, 0.4**2 * 9 / 30) and floor > limit  # (1 - c*)^2 (K - 1) / 3K
+    for title in (
+        "n_icl 64",
+        "hull (tends to 2.0)",
+        "0.0127",
+        "oracle",
+        "tau = 0.3",
+    ):
+        assert title in text
+    assert sorted(result["tables"]) == ["fits", "labels", "prior", "terms"]
+    for row in result["tables"]["labels"][1:6]:
+        assert row[3].startswith(
+            "0.3 "
+        )  # no example: every label is the source's own mean
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # A tiny model, and a GGUF writer for it and for broken files
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
+)
+
+
+def gguf_text(text):
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def gguf_value(value):
+    """A value with its type in front; lists hold str or int."""
+    if isinstance(value, list):
+        items = [gguf_value(item) for item in value]
+        kind = items[0][:4] if items else struct.pack("<I", 4)
+        return struct.pack("<I", 9) + kind + struct.pack("<Q", len(items)) + b"".join(
+            item[4:] for item in items
+        )
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    return struct.pack("<I", 8) + gguf_text(value)
 
 
 def write_gguf(path, meta, tensors):
-    """A GGUF v3 file; meta holds int, float, str, or lists of int or str; tensors[name] = (type number, shape, bytes)."""
-    text = lambda s: struct.pack("<Q", len(s.encode())) + s.encode()
+    """A GGUF v3 file of these metadata and tensors {name: (type number, shape, bytes)}."""
     out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(meta))
-    for key, v in meta.items():
-        if isinstance(v, list):
-            kind, pack = (8, text) if isinstance(v[0], str) else (5, lambda i: struct.pack("<i", i))
-            out += text(key) + struct.pack("<IIQ", 9, kind, len(v)) + b"".join(map(pack, v))
-        else:
-            kind, value = {str: (8, text), int: (4, lambda i: struct.pack("<I", i)), float: (6, lambda f: struct.pack("<f", f))}[type(v)]
-            out += text(key) + struct.pack("<I", kind) + value(v)
+    for key, value in meta.items():
+        out += gguf_text(key) + gguf_value(value)
     data = b""
     for name, (kind, shape, raw) in tensors.items():
-        out += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", s) for s in shape[::-1])
+        out += gguf_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
         out += struct.pack("<IQ", kind, len(data))
         data += raw + b"\0" * (-len(raw) % 32)
     path.write_bytes(out + b"\0" * (-len(out) % 32) + data)
+    return path
+
+
+def tiny_meta(layers=3):
+    """Metadata of a llama with width 48, 3 heads, 1 key head, and the bytes as vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [*map(chr, printable), *map(chr, range(256, 512 - len(printable)))]
+    merges = ["t h", "th e", "Ġ the", "a n"]
+    tokens = SPECIAL + letters + [merge.replace(" ", "") for merge in merges]
+    return {
+        "general.architecture": "llama",
+        "llama.block_count": layers,
+        "llama.context_length": 1024,
+        "llama.embedding_length": 48,
+        "llama.feed_forward_length": 96,
+        "llama.attention.head_count": 3,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+    }
 
 
 def tiny_parts(seed=0, layers=3):
-    """(meta, tensors) of a random llama with 3 heads, 1 key head, width 48 and the 256 bytes as its vocabulary."""
-    bytes_as_letters = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(b) for b in bytes_as_letters] + [chr(256 + i) for i in range(256 - len(bytes_as_letters))]
-    merges = ["t h", "th e", "Ġ the", "a n"]
-    tokens = SPECIAL + letters + [m.replace(" ", "") for m in merges]
-    meta = {"general.architecture": "llama", "llama.block_count": layers, "llama.context_length": 1024, "llama.embedding_length": 48,
-            "llama.feed_forward_length": 96, "llama.attention.head_count": 3, "llama.attention.head_count_kv": 1,
-            "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-            "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
-            "tokenizer.ggml.merges": merges, "tokenizer.ggml.eos_token_id": 2, "tokenizer.chat_template": TEMPLATE}
-    shapes = {"token_embd.weight": [len(tokens), 48], "output_norm.weight": [48]}
+    """(metadata, tensors) of a tiny llama with random weights."""
+    meta = tiny_meta(layers)
+    shapes = {"token_embd": [len(meta["tokenizer.ggml.tokens"]), 48], "output_norm": [48]}
+    block = {
+        "attn_norm": [48], "ffn_norm": [48], "attn_q": [48, 48], "attn_k": [16, 48],
+        "attn_v": [16, 48], "attn_output": [48, 48], "ffn_gate": [96, 48], "ffn_up": [96, 48],
+        "ffn_down": [48, 96],
+    }
     for i in range(layers):
-        shapes |= {f"blk.{i}.{n}.weight": s for n, s in {
-            "attn_norm": [48], "ffn_norm": [48], "attn_q": [48, 48], "attn_k": [16, 48], "attn_v": [16, 48], "attn_output": [48, 48],
-            "ffn_gate": [96, 48], "ffn_up": [96, 48], "ffn_down": [48, 96]}.items()}
-    rng = np.random.default_rng(seed)
-    weights = {n: (np.ones(s) if "norm" in n else rng.normal(0, 0.3, s)).astype("<f4") for n, s in shapes.items()}
-    return meta, {n: (0, list(w.shape), w.tobytes()) for n, w in weights.items()}
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, shape in shapes.items():
+        w = np.ones(shape) if "norm" in name else rng.normal(0, 0.3, shape)
+        tensors[name + ".weight"] = 0, shape, w.astype("<f4").tobytes()
+    return meta, tensors
 
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_gguf(path, *tiny_parts())
-    return path
+    return write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", *tiny_parts())
+
+
+# --------------------------------------------------------------------------------------
+# Model files
+# --------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    meta = {"a.bool": True, "a.int": 7, "a.float": 0.5, "a.text": "é\n", "a.list": [3, 4]}
+    meta |= {"a.texts": ["x", "東"], "a.empty": []}
+    raw = np.arange(6, dtype="<f4").tobytes()
+    file = w2s.read_gguf(write_gguf(tmp_path / "a.gguf", meta, {"w": (0, [2, 3], raw)}))
+    assert file.meta == meta and file.tensors.keys() == {"w"}
+    number, shape, data = file.tensors["w"]
+    assert (number, shape, data.tobytes()) == (0, [2, 3], raw)
+
+
+@pytest.mark.parametrize("align", [32, 64])
+def test_a_written_file_is_the_file_that_was_read(tmp_path, align):
+    meta, tensors = tiny_parts()
+    source = w2s.read_gguf(write_gguf(tmp_path / "a.gguf", meta, tensors))
+    heads = [(name, shape, number) for name, (number, shape, _) in source.tensors.items()]
+    arrays = (raw for _, _, raw in source.tensors.values())
+    raw = source.raw | {"general.alignment": struct.pack("<II", 4, align)}
+    with w2s.replacing(tmp_path / "b.gguf") as out:
+        w2s.write_gguf(out, raw, align, heads, arrays)
+    again = w2s.read_gguf(tmp_path / "b.gguf")
+    assert again.meta == source.meta | {"general.alignment": align}
+    for name, (number, shape, data) in tensors.items():
+        assert again.tensors[name][:2] == (number, shape)
+        assert again.tensors[name][2].tobytes() == data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gguf", "b.gguf"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), w2s.replacing(path) as file:
+        file.write(b"ne")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old"
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with w2s.replacing(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_device_is_written_through():
+    with w2s.replacing("/dev/null") as file:
+        file.write(b"new")
+    assert not os.path.isfile("/dev/null")
+
+
+def halves(raw):
+    return struct.unpack(f"<{len(raw) // 2}e", raw)
+
+
+def four_bits(raw):
+    return np.array([c & 15 for c in raw] + [c >> 4 for c in raw])
+
+
+BY_HAND = [  # type, its number, bytes of a block, the weights of a block
+    ("F32", 0, 4, lambda b: np.frombuffer(b, "<f4")),
+    ("F16", 1, 2, lambda b: np.array(halves(b))),
+    ("BF16", 30, 2, lambda b: (np.frombuffer(b, "<u2").astype("<u4") << 16).view("<f4")),
+    ("Q8_0", 8, 34, lambda b: halves(b[:2])[0] * np.frombuffer(b[2:], "i1")),
+    ("Q4_0", 2, 18, lambda b: halves(b[:2])[0] * (four_bits(b[2:]) - 8)),
+    ("Q4_1", 3, 20, lambda b: halves(b[:2])[0] * four_bits(b[4:]) + halves(b[2:4])[0]),
+]
+
+
+@pytest.mark.parametrize("name, number, size, by_hand", BY_HAND)
+def test_tensor_types_by_hand(name, number, size, by_hand):
+    rng = np.random.default_rng(0)
+    raw, weights = b"", 1 if size <= 4 else 32
+    for _ in range(6):
+        if name == "F16":
+            raw += rng.normal(size=1).astype("<f2").tobytes()
+        elif weights == 1:
+            raw += rng.normal(size=1).astype("<f4").tobytes()[-size:]
+        else:
+            scales = 2 if name in ("Q8_0", "Q4_0") else 4
+            raw += rng.normal(size=scales // 2).astype("<f2").tobytes() + rng.bytes(size - scales)
+    got = w2s.dequantize(number, [3, 2 * weights], np.frombuffer(raw, np.uint8))
+    expected = [by_hand(raw[i : i + size]) for i in range(0, len(raw), size)]
+    expected = np.concatenate(expected).reshape(3, -1)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.fixture
-def tiny(tiny_path):
+def odd_file(tmp_path):
+    """A file with a tensor of a made-up type 99: one weight a block, two bytes."""
+    raw = np.arange(6, dtype="<f2").tobytes()
+    return write_gguf(tmp_path / "odd.gguf", {"a": 1}, {"w": (99, [2, 3], raw)})
+
+
+def test_other_tensor_types_come_from_the_gguf_package(odd_file, monkeypatch):
+    fake = types.SimpleNamespace(
+        GGMLQuantizationType=int,
+        GGML_QUANT_SIZES={99: (1, 2)},
+        dequantize=lambda raw, kind: raw.view("<f2").astype("f4"),
+    )
+    monkeypatch.setitem(sys.modules, "gguf", fake)
+    w = w2s.dequantize(*w2s.read_gguf(odd_file).tensors["w"])
+    assert w.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_the_gguf_package_is_named_where_it_is_needed(odd_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(w2s.W2SError, match="type number 99 is not supported.*pip install gguf"):
+        w2s.read_gguf(odd_file)
+
+
+def refused(function, *arguments):
+    """The message of the W2SError, which is one line."""
+    with pytest.raises(w2s.W2SError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_bad_model_file_is_named_with_its_fault(tmp_path, tiny_path):
+    whole = tiny_path.read_bytes()
+    old = whole[:4] + struct.pack("<I", 2) + whole[8:]
+    for content, message in (
+        (b"PK\3\4 something else", "is not a GGUF file"),
+        (b"", "cannot be read as a model file"),
+        (gzip.compress(whole), "is compressed with gzip"),
+        (whole[:-1000], "is damaged or cut short"),
+        (old, "GGUF version 2 is not supported"),
+    ):
+        path = tmp_path / "bad.gguf"
+        path.write_bytes(content)
+        assert refused(w2s.read_gguf, path).startswith(f"{path}: {message}")
+
+
+def test_every_cut_of_a_model_file_is_noticed(tmp_path, tiny_path):
+    whole = tiny_path.read_bytes()
+    for n in [*range(0, 400, 7), *range(400, len(whole) - 40, 997)]:
+        (tmp_path / "cut.gguf").write_bytes(whole[:n])
+        refused(w2s.read_gguf, tmp_path / "cut.gguf")
+
+
+def test_a_part_of_a_split_file_is_called_so(tmp_path):
+    meta, tensors = tiny_parts()
+    path = write_gguf(tmp_path / "a-00001-of-00003.gguf", meta | {"split.count": 3}, tensors)
+    assert "is one of the 3 parts of a split file: merge" in refused(w2s.read_gguf, path)
+    write_gguf(path, meta | {"split.count": 1}, tensors)
+    assert w2s.read_gguf(path).tensors.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("key, value", [
+    ("rope.scale_linear", 4.0), ("rope.scaling.factor", 2.0), ("rope.scaling.type", "yarn"),
+    ("rope.scaling.attn_factor", 0.5), ("attention.sliding_window", 128), ("logit_scale", 0.5),
+    ("expert_count", 8), ("residual_scale", 0.2), ("embedding_scale", 12.0),
+    ("attention.scale", 0.5), ("attention.key_length", 32), ("attention.causal", False),
+    ("final_logit_softcapping", 30.0), ("rope.dimension_sections", [2, 3, 3]),
+    ("a_key_of_the_future", 1),
+])
+def test_metadata_that_change_the_computation_are_refused_by_name(key, value):
+    meta = tiny_meta() | {f"llama.{key}": value}
+    assert f"llama.{key} = {value}" in refused(w2s.check_metadata, meta, "llama", 16, "x").replace(
+        "'", ""
+    )
+
+
+def test_metadata_that_change_nothing_are_accepted():
+    same = {
+        "rope.scale_linear": 1.0, "rope.scaling.factor": 1.0, "rope.scaling.type": "none",
+        "rope.scaling.original_context_length": 1024, "rope.scaling.finetuned": False,
+        "attention.sliding_window": 0, "logit_scale": 1.0, "expert_count": 0, "vocab_size": 263,
+        "residual_scale": 1.0, "embedding_scale": 1.0, "attention.scale": 0.25,
+        "attention.key_length": 16, "attention.value_length": 16, "attention.causal": True,
+        "rope.dimension_count": 16, "final_logit_softcapping": 0.0, "use_parallel_residual": False,
+    }
+    meta = tiny_meta() | {f"llama.{key}": value for key, value in same.items()}
+    w2s.check_metadata(meta | {"quantize.imatrix.chunks_count": 9}, "llama", 16, "x")
+
+
+# --------------------------------------------------------------------------------------
+# Tokenizer
+# --------------------------------------------------------------------------------------
+
+# From transformers 5 (AutoModelForCausalLM.from_pretrained(folder, gguf_file=...,
+# dtype=torch.float32)) and tokenizers (BPE on the file's vocabulary and merges;
+# Digits(individual_digits=True), then ByteLevel), on the same GGUF file: text, ids, logits of
+# the last position for tokens 0, 33, 1000, 20000, 49151, and the logsumexp of the logits
+# summed over positions.
+GOLDEN = [
+    (
+        "The quick brown fox doesn't jump; it's lazy, they've said.",
+        [
+            504, 2365, 6354, 16438, 2761, 982, 7379, 43, 357, 506, 23790, 28, 502, 3543, 1137,
+            30,
+        ],
+        [3.7209, 7.3227, 2.5145, 0.6543, -0.8906],
+        348.4949,
+    ),
+    (
+        'def f(x):\n    return x**2  # 1234\n',
+        [
+            1604, 275, 24, 104, 727, 472, 1003, 1792, 828, 34, 216, 907, 216, 33, 34, 35, 36,
+            198,
+        ],
+        [29.1143, 27.2875, 24.9033, 12.8542, 20.6437],
+        548.7782,
+    ),
+    (
+        '<|im_start|>user\nWhat is 12+30?<|im_end|>\n<|im_start|>assistant\n',
+        [
+            1, 4093, 198, 1780, 314, 216, 33, 34, 27, 35, 32, 47, 2, 198, 1, 520, 9531, 198,
+        ],
+        [17.4169, 35.2034, 22.4446, 11.6969, 10.6753],
+        529.3246,
+    ),
+    (
+        '\xdcn\xefc\xf6d\xe9 na\xefve caf\xe9, \u6771\u4eac\u30bf\u30ef\u30fc \ud55c'
+        '\uad6d\uc5b4 \U0001f3f4\u200d\u2620\ufe0f\U0001f469\U0001f3fd\u200d\U0001f680 '
+        '\xbd \u2167 x\xb2',
+        [
+            142, 246, 94, 25972, 83, 7466, 84, 2756, 15486, 46494, 37366, 28, 17097, 247, 126,
+            16736, 122, 10391, 140, 11100, 124, 35130, 216, 33085, 246, 181, 130, 251, 183, 240,
+            129, 15107, 233, 129, 321, 231, 173, 242, 250, 31752, 10813, 235, 119, 10813, 233,
+            138, 321, 231, 10813, 244, 218, 216, 16738, 216, 173, 223, 117, 1792, 19133,
+        ],
+        [17.4856, 22.077, 16.1185, 12.5632, 8.593],
+        1588.3884,
+    ),
+    (
+        "\t\ttabs   and   spaces  \n\n x\xa0nbsp\u2003em 3.14159 _under_ 'S 'll",
+        [
+            197, 197, 100, 7366, 256, 284, 256, 5600, 256, 1116, 1792, 15442, 94, 32093, 321,
+            221, 391, 216, 35, 30, 33, 36, 33, 37, 41, 2483, 5941, 79, 637, 67, 637, 764,
+        ],
+        [20.3751, 25.8622, 18.5581, 13.7173, 12.4833],
+        936.827,
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def smol_meta():
+    return w2s.read_gguf(w2s.default_model()).meta
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smol_meta):
+    return w2s.Tokenizer(smol_meta)
+
+
+@pytest.mark.parametrize("text, ids, last, total", GOLDEN)
+def test_ids_equal_the_reference(tokenizer, text, ids, last, total):
+    assert tokenizer.encode(text) == ids
+
+
+def test_decode_inverts_encode(tokenizer):
+    rng = random.Random(0)
+    alphabet = [
+        *" \n\t\r'aZ09.,_-", "  ", "don't", "é", "ß", "ﬁ", "東", "한", "ك", "א", "\u0301",
+        "\u200d", "\u00a0", "\u2003", "🏴‍☠️", "👩🏽‍🚀", "½", "Ⅷ", "²", "٣", "1234567890",
+        "<|im_end|>", "<|", "Ġ", "\ufffd", "\U0001f9ff", "\u1680", "\x1c", "\x85", "\u2028",
+    ]
+    cases = ["", " ", "  leading", "trailing  ", "\n\n\n", "<|im_start|>user\nhi<|im_end|>\n"]
+    cases += alphabet + ["".join(rng.choices(alphabet, k=rng.randrange(60))) for _ in range(500)]
+    for text in cases:
+        for special in (True, False):
+            assert tokenizer.decode(tokenizer.encode(text, special)) == text
+
+
+@pytest.mark.parametrize("text, character", [("bell \x04", r"\x04"), ("half \ud800", r"\ud800")])
+def test_a_character_without_a_token_is_named(tokenizer, text, character):
+    assert f"no token for '{character}'" in refused(tokenizer.encode, text)
+
+
+PRE_TOKENIZED = [  # text; words of Hugging Face's tokenizers with the patterns of Llama 3, Qwen 2
+    (
+        "I'LL pay 12345 dollars,\n\n  naïve café!!\n x",
+        ["I", "'LL", " pay", " ", "123", "45", " dollars", ",\n\n", " ", " naïve", " café",
+         "!!\n", " x"],
+        ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " dollars", ",\n\n", " ", " naïve",
+         " café", "!!\n", " x"],
+    ),
+    (
+        "\tif(x)  {\r\n return  }",
+        ["\tif", "(x", ")", " ", " {\r\n", " return", " ", " }"],
+        ["\tif", "(x", ")", " ", " {\r\n", " return", " ", " }"],
+    ),
+]
+
+
+@pytest.mark.parametrize("text, llama3, qwen2", PRE_TOKENIZED)
+def test_other_pre_tokenizers(text, llama3, qwen2):
+    for name, expected in (("llama-bpe", llama3), ("qwen2", qwen2)):
+        (pattern,) = w2s.pre_tokenizer(name)
+        assert [word for word in pattern.split(text) if word] == expected
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("ggml.model", "llama", "tokenizer llama/smollm is not supported"),
+    ("ggml.pre", "odd", "tokenizer gpt2/odd is not supported"),
+    ("ggml.eos_token_id", 10**6, "tokenizer is damaged"),
+    ("ggml.tokens", [1, 2], "tokenizer is damaged"),
+    ("ggml.merges", 7, "tokenizer is damaged"),
+])
+def test_a_bad_tokenizer_is_named(key, value, message):
+    assert message in refused(w2s.Tokenizer, tiny_meta() | {f"tokenizer.{key}": value}, "x")
+
+
+# --------------------------------------------------------------------------------------
+# Conversations
+# --------------------------------------------------------------------------------------
+
+USER, SYSTEM = {"role": "user", "content": " Hi\n"}, {"role": "system", "content": "Be brief."}
+ANSWER = {"role": "assistant", "content": "Yes?"}
+CHATML = (
+    "{% for m in messages %}"
+    "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QWEN = r"""{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- messages[0]['content'] }}
+    {%- else %}
+        {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}
+    {%- endif %}
+    {{- "\n\n# Tools\n\nYou may call one or more functions.<|im_end|>\n" }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful \
+assistant.<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first)
+        or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+""".replace("\\\n", "")
+SET_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}"
+    "{% set loop_messages = messages %}"
+    "{% set system_message = 'You are a helpful assistant.' %}{% endif %}"
+    r"{{ '<|im_start|>system\n' + system_message + '<|im_end|>\n' }}"
+) + CHATML.replace("in messages", "in loop_messages")
+# Beginnings from transformers' apply_chat_template: without and with a system message.
+SYSTEM_TURN = "<|im_start|>system\nBe brief.<|im_end|>\n"
+QWEN_DEFAULT = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. "
+    "You are a helpful assistant.<|im_end|>\n"
+)
+SMOL_DEFAULT = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+    "trained by Hugging Face<|im_end|>\n"
+)
+SET_DEFAULT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+BOS = "<|endoftext|>"
+TEMPLATES = {
+    "of the default model": (None, SMOL_DEFAULT, ""),
+    "of Qwen2.5": (QWEN, QWEN_DEFAULT, ""),
+    "plain": (CHATML, "", ""),
+    "without a header for the answer": (TEMPLATE, "", ""),
+    "with a BOS": ("{{ bos_token }}" + CHATML, BOS, BOS),
+    "with a variable": (SET_SYSTEM, SET_DEFAULT, ""),
+    "with a BOS and a variable": (
+        "{{- bos_token }}\n" + SET_SYSTEM, f"{BOS}\n{SET_DEFAULT}", f"{BOS}\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chatml_template_is_followed(smol_meta, name):
+    template, without_system, with_system = TEMPLATES[name]
+    meta = smol_meta | {"tokenizer.ggml.bos_token_id": 0}
+    if template:
+        meta |= {"tokenizer.chat_template": template}
+    tokenizer = w2s.Tokenizer(meta)
+    turn = "<|im_start|>user\n Hi\n<|im_end|>\n"
+    header = "<|im_start|>assistant\n"
+    for messages, expected in (
+        ([USER], without_system + turn + header),
+        ([SYSTEM, USER], with_system + SYSTEM_TURN + turn + header),
+        ([USER, ANSWER, USER], f"{without_system}{turn}{header}Yes?<|im_end|>\n{turn}{header}"),
+    ):
+        context, last = tokenizer.chat(messages)
+        assert tokenizer.decode(context + last) == expected
+        assert context + last == tokenizer.encode(expected)  # as the reference tokenizes the text
+
+
+@pytest.mark.parametrize("template", [
+    CHATML.replace("<|im_start|>", "<|").replace("<|im_end|>", "|>"),
+    CHATML.replace("m['content']", "m['content'] | trim"),
+    CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"),
+    CHATML.replace("assistant\n", "assistant\n<think>\n"),
+    CHATML.replace("in messages", "in messages if m['role'] != 'system'"),
+    CHATML.replace("{{'", "{{'<|im_start|>system\nBe brief<|im_end|>\n"),
+    "{{ raise_exception('no') }}", "{% for m in messages %}", "", "{{ 1 / 0 }}", "Hi",
+])
+def test_another_template_is_refused_and_the_remedy_named(template):
+    meta = tiny_meta() | {"tokenizer.chat_template": template}
+    assert "--template chatml or --template plain" in refused(w2s.Tokenizer, meta, "x")
+
+
+def test_the_user_may_name_the_form():
+    meta = tiny_meta() | {"tokenizer.chat_template": "Hi"}
+    chatml, plain = w2s.Tokenizer(meta, "x", "chatml"), w2s.Tokenizer(meta, "x", "plain")
+    assert chatml.decode(sum(chatml.chat([USER]), [])) == (
+        "<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert plain.decode(sum(plain.chat([USER]), [])) == "Question:  Hi\n\nAnswer:"
+
+
+def test_chatml_needs_its_tokens():
+    meta = tiny_meta()
+    meta["tokenizer.ggml.tokens"] = ["<s>", "<|a|>", "</s>", *meta["tokenizer.ggml.tokens"][3:]]
+    assert "--template plain" in refused(w2s.Tokenizer, meta, "x", "chatml")
+
+
+def test_jinja2_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    assert "jinja2" in refused(w2s.Tokenizer, tiny_meta(), "x")
+    assert w2s.Tokenizer(tiny_meta(), "x", "chatml").chatml
+
+
+def test_chat_markup_in_a_question_is_not_markup(tokenizer):
+    question = "a<|im_end|>\n<|im_start|>system\nb"
+    context, turn = tokenizer.chat([{"role": "user", "content": question}])
+    beginning = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
+    assert tokenizer.decode(context).startswith(beginning)
+    assert turn.count(1) == 2 and turn.count(2) == 1
+    assert tokenizer.decode(turn) == (
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert not {*tokenizer.encode(question, special=False)} & {*tokenizer.special.values()}
+
+
+@pytest.fixture(scope="session")
+def tool_tokenizer(smol_meta):
+    """The tokenizer with two more tokens: 49152, of the user's kind, and 49153, control."""
+    meta = smol_meta | {
+        "tokenizer.ggml.tokens": [*smol_meta["tokenizer.ggml.tokens"], "<tool_call>", "<|x|>"],
+        "tokenizer.ggml.token_type": [*smol_meta["tokenizer.ggml.token_type"], 4, 3],
+    }
+    return w2s.Tokenizer(meta)
+
+
+def test_a_user_defined_token_is_one_token_in_a_user_s_text(tool_tokenizer):
+    ids = tool_tokenizer.encode("a<tool_call>b<|x|>", special=False)
+    assert ids.count(49152) == 1 and 49153 not in ids
+    assert tool_tokenizer.decode(ids) == "a<tool_call>b<|x|>"
+
+
+def test_a_user_defined_token_is_printed_and_a_control_token_is_not(tool_tokenizer):
+    ids = [49152, *tool_tokenizer.encode("b"), 49153, *tool_tokenizer.encode("c")]
+    assert tool_tokenizer.answer(ids) == "<tool_call>bc"
+
+
+def test_only_end_tokens_end_an_answer(tool_tokenizer):
+    assert sorted(tool_tokenizer.end_tokens) == [0, 2]  # <|endoftext|>, <|im_end|>
+
+
+def test_an_answer_to_learn_ends_as_the_template_ends_a_turn():
+    tokenizer = w2s.Tokenizer(tiny_meta() | {"tokenizer.ggml.eos_token_id": 0})
+    assert tokenizer.answer_ids("an") == [*tokenizer.encode("an"), 2]
+    assert sorted(tokenizer.end_tokens) == [0, 2]
+
+
+def test_an_answer_loses_a_last_character_that_is_cut(tokenizer):
+    ids = tokenizer.encode("Yes 🏴")
+    assert "\ufffd" in tokenizer.decode(ids[:-1])
+    assert tokenizer.answer(ids[:-1]) == "Yes " and tokenizer.answer(ids) == "Yes 🏴"
+
+
+@pytest.fixture
+def plain_tokenizer():
+    meta = tiny_meta()
+    del meta["tokenizer.chat_template"]
+    return w2s.Tokenizer(meta)
+
+
+def test_a_model_without_chat_markup_gets_the_paper_s_form(plain_tokenizer):
+    context, turn = plain_tokenizer.chat([
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "<|im_end|>"},
+    ])
+    assert plain_tokenizer.decode(context + turn) == (
+        "S\n\nQuestion: a\nAnswer: b\n\nQuestion: <|im_end|>\nAnswer:"
+    )
+    assert not {*context, *turn} & {0, 1, 2}
+    assert plain_tokenizer.answer(plain_tokenizer.encode(" b\n\nQuestion: c")) == "b"
+
+
+def test_the_paper_s_form_is_the_same_in_training_and_in_examples(plain_tokenizer):
+    question, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "the"}
+    context, turn = plain_tokenizer.chat([question])
+    learned = context + turn + plain_tokenizer.answer_ids("the")
+    assert learned[-1] == plain_tokenizer.eos
+    examples, _ = plain_tokenizer.chat([question, answer, question])
+    assert examples[: len(learned) - 1] == learned[:-1]
+
+
+def test_a_file_that_asks_for_a_bos_gets_one_without_a_template():
+    meta = tiny_meta() | {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.add_bos_token": True}
+    tokenizer = w2s.Tokenizer(meta, "x", "plain")
+    context, turn = tokenizer.chat([USER])
+    assert (context + turn).count(0) == 1 and (context + turn)[0] == 0
+
+
+# --------------------------------------------------------------------------------------
+# A tiny model, and a GGUF writer for it and for broken files
+# --------------------------------------------------------------------------------------
+
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="session")
+def plain_path(tmp_path_factory):
+    """The tiny model without a chat template: prompts have the paper's form."""
+    meta, tensors = tiny_parts()
+    del meta["tokenizer.chat_template"]
+    path = tmp_path_factory.mktemp("model") / "plain.gguf"
+    write_gguf(path, meta, tensors)
+    return path
+
+
+def load_fp32(path):
+    return w2s.load(path, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="session")
+def qwen2_parts(tiny_path):
+    """(meta, tensors) of a qwen2 that computes what the tiny model does: its biases are zero."""
+    meta, tensors = tiny_parts()
+    meta = {key.replace("llama.", "qwen2."): value for key, value in meta.items()}
+    meta |= {"general.architecture": "qwen2", "tokenizer.ggml.pre": "qwen2"}
+    weights = weights_of(load_fp32(tiny_path))
+    for i in range(3):
+        for part, size in (("q", 48), ("k", 16), ("v", 16)):
+            tensors[f"blk.{i}.attn_{part}.bias"] = (0, [size], bytes(4 * size))
+        for part in "qk":  # a qwen2's file has the rotary pairs half a head apart
+            name = f"blk.{i}.attn_{part}.weight"
+            apart = weights[name].unflatten(0, (-1, 8, 2)).transpose(1, 2).contiguous()
+            tensors[name] = (0, tensors[name][1], apart.numpy().tobytes())
+    return meta, tensors
+
+
+@pytest.fixture
+def one_thread():
+    """For products this small, waiting for a second thread takes longer than they do."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for products this small, waiting for a second thread takes longer than they do
-    yield w2s.load(tiny_path, "cpu", torch.float32)
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny(tiny_path, one_thread):
+    return load_fp32(tiny_path)
 
 
 @pytest.fixture(scope="session")
@@ -298,941 +1212,1164 @@ def smol():
     return w2s.load(device="cpu", dtype=torch.float32)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The strong model against the reference
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
+# Fine-tuning
+# --------------------------------------------------------------------------------------
 
-# From transformers 5 (AutoModelForCausalLM.from_pretrained(folder, gguf_file=..., dtype=torch.float32)) and tokenizers (BPE on the
-# file's vocabulary and merges; Digits(individual_digits=True), then ByteLevel), on the same GGUF file:
-# text, ids, logits of the last position for tokens 0, 33, 1000, 20000, 49151, and the logsumexp of the logits summed over positions.
-GOLDEN = [
-    ("The quick brown fox doesn't jump; it's lazy, they've said.",
-     [504, 2365, 6354, 16438, 2761, 982, 7379, 43, 357, 506, 23790, 28, 502, 3543, 1137, 30],
-     [3.7209, 7.3227, 2.5145, 0.6543, -0.8906], 348.4949),
-    ('def f(x):\n    return x**2  # 1234\n',
-     [1604, 275, 24, 104, 727, 472, 1003, 1792, 828, 34, 216, 907, 216, 33, 34, 35, 36, 198],
-     [29.1143, 27.2875, 24.9033, 12.8542, 20.6437], 548.7782),
-    ('<|im_start|>user\nWhat is 12+30?<|im_end|>\n<|im_start|>assistant\n',
-     [1, 4093, 198, 1780, 314, 216, 33, 34, 27, 35, 32, 47, 2, 198, 1, 520, 9531, 198],
-     [17.4169, 35.2034, 22.4446, 11.6969, 10.6753], 529.3246),
-    ('\xdcn\xefc\xf6d\xe9 na\xefve caf\xe9, \u6771\u4eac\u30bf\u30ef\u30fc \ud55c\uad6d\uc5b4 \U0001f3f4\u200d\u2620\ufe0f\U0001f469\U0001f3fd'
-     '\u200d\U0001f680 \xbd \u2167 x\xb2',
-     [142, 246, 94, 25972, 83, 7466, 84, 2756, 15486, 46494, 37366, 28, 17097, 247, 126, 16736, 122, 10391, 140, 11100, 124, 35130, 216,
-      33085, 246, 181, 130, 251, 183, 240, 129, 15107, 233, 129, 321, 231, 173, 242, 250, 31752, 10813, 235, 119, 10813, 233, 138, 321,
-      231, 10813, 244, 218, 216, 16738, 216, 173, 223, 117, 1792, 19133],
-     [17.4856, 22.077, 16.1185, 12.5632, 8.593], 1588.3884),
-    ("\t\ttabs   and   spaces  \n\n x\xa0nbsp\u2003em 3.14159 _under_ 'S 'll",
-     [197, 197, 100, 7366, 256, 284, 256, 5600, 256, 1116, 1792, 15442, 94, 32093, 321, 221, 391, 216, 35, 30, 33, 36, 33, 37, 41, 2483,
-      5941, 79, 637, 67, 637, 764],
-     [20.3751, 25.8622, 18.5581, 13.7173, 12.4833], 936.8270),
+QUESTIONS = [
+    "the an the?",
+    "b",
+    "a longer question, with the words of an other",
+    "Who?",
+    "12 + 30 is what?",
+    "the",
+    "an an an",
+    "z" * 30,
 ]
+ANSWERS = ["the", "an an", "?", "a much longer answer than the others", "é", "x", "y", "zz"]
 
 
-@pytest.mark.parametrize("text, ids, last, total", GOLDEN)
-def test_ids_and_logits_equal_the_reference(smol, text, ids, last, total):
-    assert smol.tokenizer.encode(text) == ids
-    with torch.inference_mode():
-        logits = smol.model(torch.tensor([ids]))
-    assert logits.shape == (1, len(ids), 49152)
-    torch.testing.assert_close(logits[0, -1, [0, 33, 1000, 20000, 49151]], torch.tensor(last), atol=1e-3, rtol=0)
-    assert abs(logits.logsumexp(-1).sum().item() - total) < 1e-2
+def low_rank_layers(lm, rank, seed=0):
+    """Factors beside every linear layer of a model, as `finetune` makes them."""
+    generator = torch.Generator().manual_seed(seed)
+    modules = lm.model.blk.modules()
+    linear = [module for module in modules if isinstance(module, torch.nn.Linear)]
+    return [w2s.LowRank(layer, rank, generator) for layer in linear]
 
 
-def test_greedy_text_equals_the_reference(smol):
-    # transformers' generate with the file's chat template, which adds the default system message
-    answer = smol.generate(["What is the capital of Austria?", "Which chemical element has the symbol Al?"], 12)
-    assert answer == ["The capital of Austria is Vienna.", "Aluminum is a chemical element with the symbol Al."]
+@pytest.fixture
+def factored(tiny):
+    """Factors of rank 4 with random values beside the layers of `tiny`."""
+    layers = low_rank_layers(tiny, rank=4)
+    generator = torch.Generator().manual_seed(1)
+    for layer in layers:
+        layer.b.data.normal_(0, 0.1, generator=generator)
+    return layers
 
 
-def test_decode_inverts_encode(smol):
-    rng = random.Random(0)
-    alphabet = [*" \n\t\r'aZ09.,_-", "  ", "don't", "é", "ß", "ﬁ", "東", "한", "ك", "א", "\u0301", "\u200d", "\u00a0", "\u2003", "🏴‍☠️", "👩🏽‍🚀",
-                "½", "Ⅷ", "²", "٣", "1234567890", "<|im_end|>", "<|", "Ġ", "\ufffd", "\U0001f9ff", "\u1680", "\x1c", "\x85", "\u2028"]
-    cases = ["", " ", "  leading", "trailing  ", "\n\n\n", "<|im_start|>user\nhi<|im_end|>\n", *alphabet]
-    cases += ["".join(rng.choices(alphabet, k=rng.randrange(60))) for _ in range(500)]
-    for text in cases:
-        for special in (True, False):
-            ids = smol.tokenizer.encode(text, special)
-            assert smol.tokenizer.decode(ids) == text
-    assert not set(smol.tokenizer.encode("<|im_start|>user", special=False)) & set(smol.tokenizer.special.values())
+def weights_of(lm):
+    return {name: w.clone() for name, w in lm.model.state_dict().items()}
 
 
-def test_text_that_has_no_tokens_is_refused(smol):
-    for text in ("bell \x04", "half \ud800 pair"):
-        with pytest.raises(w2s.W2SError):
-            smol.tokenizer.encode(text)
+def same(weights, others):
+    """Whether two models' weights are equal to the bit."""
+    return all(torch.equal(w, others[name]) for name, w in weights.items())
 
 
-def test_chat_markup_in_a_question_is_not_markup(smol):
-    context, turn = smol.tokenizer.chat([{"role": "user", "content": "a<|im_end|>\n<|im_start|>system\nb"}])
-    assert smol.tokenizer.decode(context).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
-    assert turn.count(1) == 2 and turn.count(2) == 1
-    assert smol.tokenizer.decode(turn) == "<|im_start|>user\na<|im_end|>\n<|im_start|>system\nb<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.mark.parametrize("kind, size, by_hand", [
-    ("F32", 4, lambda b: np.frombuffer(b, "<f4")),
-    ("F16", 2, lambda b: np.frombuffer(b, "<f2").astype("f4")),
-    ("BF16", 2, lambda b: (np.frombuffer(b, "<u2").astype("<u4") << 16).view("<f4")),
-    ("Q8_0", 34, lambda b: [struct.unpack("<e", b[:2])[0] * q for q in struct.unpack("<32b", b[2:])]),
-    ("Q4_0", 18, lambda b: [struct.unpack("<e", b[:2])[0] * (q - 8) for q in [c & 15 for c in b[2:]] + [c >> 4 for c in b[2:]]]),
-    ("Q4_1", 20, lambda b: [struct.unpack("<e", b[:2])[0] * q + struct.unpack("<e", b[2:4])[0]
-                            for q in [c & 15 for c in b[4:]] + [c >> 4 for c in b[4:]]]),
-])
-def test_tensor_types_by_hand(kind, size, by_hand):
-    rng = np.random.default_rng(0)
-    values = 1 if size <= 4 else 32
-    raw = b""
-    for _ in range(6):
-        if kind in ("F32", "F16", "BF16"):
-            x = np.float32(rng.normal())
-            raw += {"F32": x.astype("<f4").tobytes(), "F16": x.astype("<f2").tobytes(), "BF16": x.tobytes()[2:]}[kind]
-        else:
-            scales = size - (32 if kind == "Q8_0" else 16)
-            raw += rng.normal(size=scales // 2).astype("<f2").tobytes() + rng.integers(0, 256, size - scales, dtype=np.uint8).tobytes()
-    got = w2s.dequantize(kind, [3, 2 * values], np.frombuffer(raw, np.uint8))
-    want = np.concatenate([np.atleast_1d(by_hand(raw[i : i + size])) for i in range(0, len(raw), size)]).reshape(3, -1)
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-6, atol=1e-6)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Generation and likelihood
-# ----------------------------------------------------------------------------------------------------------------------
-
-QUESTIONS = ["the an the?", "b", "a longer question, with the words of an other", "Who?", "12 + 30 is what?", "the", "an an an", "z" * 30]
-
-
-AFTER_EXAMPLES = [[{"role": "user", "content": "the"}, {"role": "assistant", "content": answer}, *w2s.as_conversation(q)]
-                  for answer, questions in (("an", QUESTIONS[:4]), ("not an, but the", QUESTIONS[2:5]), ("x", QUESTIONS[:1])) for q in questions]
-
-
-def greedy_by_hand(lm, conversation, n):
-    """Greedy decoding without a cache, one row at a time."""
-    context, turn = lm.tokenizer.chat(w2s.as_conversation(conversation))
-    ids = context + turn
-    start = len(ids)
-    for _ in range(n):
-        new = lm.model(torch.tensor([ids]))[0, -1].argmax().item()
-        if new in lm.tokenizer.special.values():
-            break
-        ids.append(new)
-    return lm.tokenizer.decode(ids[start:])
-
-
-@pytest.mark.parametrize("rows", [(1,), (15,), (16,), (3, 11), (129,)])
-@pytest.mark.parametrize("bias", [None, torch.randn(40)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_of_few_rows_turned_around_is_the_product(rows, bias, dtype):
-    x, w, bias = torch.randn(*rows, 24).to(dtype), torch.randn(40, 24).to(dtype), None if bias is None else bias.to(dtype)
-    with torch.no_grad():
-        got = w2s.linear(x, w, bias)
-    assert got.shape == (*rows, 40) and got.dtype == dtype
-    assert torch.allclose(got.float(), torch.nn.functional.linear(x, w, bias).float(), atol=1e-5 if dtype == torch.float32 else 0.05)
-
-
-@pytest.mark.parametrize("vocab", [7, 384])
-@pytest.mark.parametrize("turned", [False, True])
-def test_argmax_is_the_first_of_the_largest(vocab, turned):
-    logits = torch.randint(0, 4, (50, vocab), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)  # many ties
-    want = [row.index(max(row)) for row in logits.tolist()]
-    assert w2s.argmax(logits.T.contiguous().T if turned else logits).tolist() == want
+def loss_by_hand(lm, rows, weights=None):
+    """The sum of the answers' losses: a full pass over each row by itself, with these weights."""
+    total = 0
+    for (context, turn), answer in rows:
+        prompt = context + turn
+        ids = torch.tensor([prompt + answer])
+        logits = torch.func.functional_call(lm.model, weights or {}, ids)
+        logits = logits[0, len(prompt) - 1 : -1]
+        total = total + F.cross_entropy(logits, torch.tensor(answer), reduction="sum")
+    return total
 
 
 @torch.no_grad()
-def test_cached_batched_generation_equals_plain_decoding(tiny):
-    conversations = [w2s.as_conversation(q) for q in QUESTIONS] + AFTER_EXAMPLES
-    want = [greedy_by_hand(tiny, c, 20) for c in conversations]
-    assert tiny.generate(conversations, 20) == want
-    assert tiny.generate(conversations, 20, batch=3) == want
-    assert [tiny.generate([c], 20)[0] for c in conversations] == want
-    assert len(set(want)) > 4  # the rows do differ
+def test_the_loss_is_that_of_the_answers_and_their_end_tokens_alone(tiny):
+    rows = tiny.answer_rows(QUESTIONS, ANSWERS)
+    loss, row = tiny.answer_loss(rows)
+    assert all(answer[-1] == 2 for _, answer in rows)
+    assert row.bincount().tolist() == [len(answer) for _, answer in rows]
+    assert loss.sum().item() == pytest.approx(loss_by_hand(tiny, rows).item(), rel=1e-5)
 
 
-def test_finished_rows_leave_without_a_trace(tiny):
-    # A model that prefers its end token: rows end at different steps.
-    tiny.model.token_embd.weight.data[2] *= 1.8
-    want = [greedy_by_hand(tiny, q, 30) for q in QUESTIONS + AFTER_EXAMPLES]
-    assert len({len(w) for w in want}) > 3
-    assert tiny.generate(QUESTIONS + AFTER_EXAMPLES, 30) == want
+def test_the_gradient_of_the_factors_is_that_of_the_plain_loss(tiny, factored):
+    # Shared beginning, right padding, answer positions only: nothing of it changes a gradient.
+    rows = tiny.answer_rows(QUESTIONS, ANSWERS)
+    factors = [factor for layer in factored for factor in (layer.a, layer.b)]
+    got = torch.autograd.grad(tiny.answer_loss(rows)[0].sum(), factors)
+    expected = torch.autograd.grad(loss_by_hand(tiny, rows), factors)
+    for one, other in zip(got, expected):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
-def test_batches_have_several_contexts_but_rows_without_one_stay_apart():
-    prompts = [([], [1] * 5), ([2], [3]), ([2], [4, 4]), ([5, 5], [6]), ([5, 5], [7]), ([8], [9])]
-    rows = lambda **more: [rows for rows, _ in w2s.LM._batches(prompts, **more)]
-    assert rows(batch=9) == [[5, 0], [1, 2, 3, 4]]  # a context of a single row is a part of its turn
-    assert rows(batch=9, one_context=True) == [[5, 0], [1, 2], [3, 4]]
-    assert rows(batch=3) == [[5, 0], [1, 2, 3], [4]]
-    assert rows(batch=9, most_tokens=7) == [[5, 0], [1, 2, 3], [4]]
+@torch.no_grad()
+def test_merged_weights_compute_what_the_factors_did(tiny, factored):
+    ids = torch.tensor([tiny.tokenizer.encode("the an the?")])
+    with_factors = tiny.model(ids)
+    for layer in factored:
+        layer.merge()
+    torch.testing.assert_close(tiny.model(ids), with_factors, atol=1e-4, rtol=1e-4)
+    for layer in factored:
+        layer.layer.weight.zero_()
+        out, into = layer.layer.weight.shape
+        assert not layer.layer(torch.ones(into)).any()  # the factors are gone
 
 
-def test_sampling_follows_the_seed_and_not_the_batch(tiny):
-    one = tiny.generate(QUESTIONS, 12, temperature=1.0, seed=1)
-    assert one == tiny.generate(QUESTIONS, 12, temperature=1.0, seed=1, batch=2)
-    assert one != tiny.generate(QUESTIONS, 12, temperature=1.0, seed=2)
+@torch.no_grad()
+def test_new_factors_change_nothing(tiny):
+    ids = torch.tensor([[5, 9, 40, 7]])
+    before = tiny.model(ids)
+    low_rank_layers(tiny, rank=4)
+    assert torch.equal(tiny.model(ids), before)
 
 
-def test_sampling_has_the_model_s_distribution(tiny):
-    context, turn = tiny.tokenizer.chat(w2s.as_conversation("the"))
-    tiny.model.token_embd.weight.data *= 0.3  # flatter, so that several tokens are likely
-    with torch.no_grad():
-        p = tiny.model(torch.tensor([context + turn]))[0, -1].div(0.7).softmax(-1).numpy()
-    n = 4000
-    drawn = tiny._generate([(context, turn)] * n, 1, 0.7, torch.rand(n, 1, generator=torch.Generator().manual_seed(0)))
-    ends = sum(not d for d in drawn)
-    counts = np.bincount([d[0] for d in drawn if d], minlength=len(p))
-    special = [0, 1, 2]
-    assert abs(ends / n - p[special].sum()) < 4 * (p[special].sum() / n) ** 0.5 + 1e-3
-    for i in np.argsort(-p)[:8]:
-        if i not in special:
-            assert abs(counts[i] / n - p[i]) < 4 * (p[i] * (1 - p[i]) / n) ** 0.5
+def merged(weights, factors):
+    """Weights with the products of their factors (B, A) added."""
+    return weights | {name: weights[name] + b @ a for name, (b, a) in factors.items()}
 
 
-def test_logprob_is_the_sum_over_answer_and_end_token(tiny):
-    answers = ["the", "an an", "?", "a much longer answer than the others", "é", "x", "y", "zz"]
-    got = tiny.logprob(QUESTIONS, answers, batch=3)
-    for q, a, value in zip(QUESTIONS, answers, got):
-        context, turn = tiny.tokenizer.chat(w2s.as_conversation(q))
-        prompt, answer = context + turn, tiny.tokenizer.encode(a) + [2]
-        with torch.no_grad():
-            logp = tiny.model(torch.tensor([prompt + answer]))[0].log_softmax(-1)
-        want = sum(logp[len(prompt) + j - 1, t].item() for j, t in enumerate(answer))
-        assert value.item() == pytest.approx(want, abs=1e-3)
+def adamw_by_hand(lm, rows, rank, lr, steps, seed):
+    """The weights after `finetune` with one batch a step: AdamW on factors, written out."""
+    weights, factors, moments = weights_of(lm), {}, {}
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in lm.model.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            out, into = layer.weight.shape
+            a = torch.empty(rank, into).uniform_(-1, 1, generator=generator) / into**0.5
+            factors[name + ".weight"] = (torch.zeros(out, rank), a)
+    tokens = sum(len(answer) for _, answer in rows)
+    flat = [factor.requires_grad_() for pair in factors.values() for factor in pair]
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in flat]
+    for step in range(1, steps + 1):
+        loss = loss_by_hand(lm, rows, merged(weights, factors)) / tokens
+        gradients = torch.autograd.grad(loss, flat)
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        rate = lr * (steps - step + 1) / steps  # with six steps there is no warm-up
+        for p, g, (m, v) in zip(flat, gradients, moments):
+            g = g / max(1.0, norm.item())
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.99).add_(0.01 * g * g)
+            mean = m / (1 - 0.9**step)
+            variance = v / (1 - 0.99**step)
+            p.data -= rate * mean / (variance.sqrt() + 1e-8)
+    return merged(weights, factors)
 
 
-def test_a_copy_is_independent_and_may_lack_layers(tiny):
-    before = tiny.generate(QUESTIONS, 8)
-    weak = tiny.copy(layers=[0, 2])
-    assert weak.model.config.layers == 2 and len(weak.model.blk) == 2 and tiny.model.config.layers == 3
-    w2s.finetune(weak, QUESTIONS, ["the"] * 8, epochs=2, lr=1e-2)
-    full = tiny.copy()
-    w2s.finetune(full, QUESTIONS, ["the"] * 8, epochs=2, lr=1e-2)
-    assert tiny.generate(QUESTIONS, 8) == before != full.generate(QUESTIONS, 8)
-    for layers in ([], [3], [-1]):
-        with pytest.raises(ValueError, match="layers"):
-            tiny.copy(layers)
+def test_the_steps_are_those_of_adamw_on_the_factors(tiny):
+    rows = tiny.answer_rows(QUESTIONS, ANSWERS)
+    before = weights_of(tiny)
+    expected = adamw_by_hand(tiny, rows, rank=4, lr=1e-2, steps=6, seed=5)
+    w2s.finetune(tiny, QUESTIONS, ANSWERS, rank=4, lr=1e-2, epochs=6, seed=5)
+    for name, w in tiny.model.state_dict().items():
+        torch.testing.assert_close(w, expected[name], atol=5e-6, rtol=1e-5)
+        if "attn_" in name and "norm" not in name:
+            assert (w - before[name]).abs().max() > 1e-3
+    assert not any(p.requires_grad for p in tiny.model.parameters())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Weak to strong
-# ----------------------------------------------------------------------------------------------------------------------
+def test_the_learning_rate_warms_up_for_a_tenth_of_the_steps_and_decays():
+    rates = [w2s.warm_up_and_decay(step, 20) for step in range(20)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert np.diff(rates[2:]) == pytest.approx(-1 / 18)
+    assert rates[-1] == pytest.approx(1 / 18)
+    assert w2s.warm_up_and_decay(0, 1) == 1.0
 
 
-def test_finetune_lowers_the_loss_on_answers_alone(tiny):
+def test_every_epoch_has_every_row_once_and_rows_of_similar_length_together():
+    lengths = [i % 10 for i in range(100)]
+    rows = [(([1] * length, [2]), [3]) for length in lengths]
+    batches = list(w2s.epochs_of_batches(rows, 2, 10, random.Random(0)))
+    assert all(len(batch) <= 10 for batch in batches)
+    for epoch in (batches[:10], batches[10:]):
+        assert sorted(i for batch in epoch for i in batch) == list(range(100))
+    for batch in batches:
+        batch_lengths = [lengths[i] for i in batch]
+        assert max(batch_lengths) - min(batch_lengths) < 5  # of 10 in the data
+
+
+@pytest.mark.parametrize("rows, steps", [(8, 20), (24, 21), (160, 40)])
+def test_the_default_is_two_epochs_or_twenty_steps(tiny, rows, steps):
+    smaller, questions = tiny.copy([0]), [str(i) for i in range(rows)]
+    assert len(w2s.finetune(smaller, questions, ["a"] * rows, rank=1)) == steps
+
+
+def test_fine_tuning_lowers_the_loss(tiny):
     answers = [f"an answer the {q[:3]}" for q in QUESTIONS]
-    rows = tiny.answer_rows(QUESTIONS, answers)
-    with torch.no_grad():  # the loss is that of logprob: every answer token, the end token, nothing else
-        loss, row = tiny.answer_loss(rows)
-    assert len(loss) == sum(len(a) for _, a in rows)
-    assert loss.sum().item() == pytest.approx(-tiny.logprob(QUESTIONS, answers).sum().item(), rel=1e-5)
-    losses = w2s.finetune(tiny, QUESTIONS, answers, epochs=15, lr=3e-3, batch=4)
-    assert len(losses) == 30 and losses[0] == pytest.approx(loss.mean().item(), rel=0.3)
+    before = tiny.logprob(QUESTIONS, answers)
+    tokens = sum(len(answer) for _, answer in tiny.answer_rows(QUESTIONS, answers))
+    losses = w2s.finetune(tiny, QUESTIONS, answers, epochs=15, lr=1e-2, batch=4)
+    assert len(losses) == 30
+    assert losses[0] == pytest.approx(-before.sum().item() / tokens, rel=0.3)
     assert np.mean(losses[-4:]) < 0.5 * np.mean(losses[:4])
-    assert tiny.logprob(QUESTIONS, answers).mean() > -loss.sum() / 8
+    assert tiny.logprob(QUESTIONS, answers).mean() > before.mean()
 
 
-def test_the_gradient_is_that_of_the_plain_loss(tiny):
-    # Shared beginning, right padding, answer positions only: the same gradient as a full pass over each row by itself.
-    rows = tiny.answer_rows(QUESTIONS, ["the", "an an", "?", "longer than the others", "é", "x", "y", "zz"])
-    tiny.answer_loss(rows)[0].sum().backward()
-    got = {n: p.grad.clone() for n, p in tiny.model.named_parameters()}
-    tiny.model.zero_grad()
-    for prompt, answer in rows:
-        ids = torch.tensor([prompt + answer])
-        logits = tiny.model(ids)[0, len(prompt) - 1 : -1]
-        torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :], reduction="sum").backward()
-    for n, p in tiny.model.named_parameters():
-        torch.testing.assert_close(got[n], p.grad, atol=1e-4, rtol=1e-3)
-
-
-def test_steps_in_the_backward_pass_are_those_of_plain_adamw(tiny):
-    plain, answers, steps = tiny.copy(), ["the"] * 8, 6  # one batch an epoch
-    rows = plain.answer_rows(QUESTIONS, answers)
-    optimizer = torch.optim.AdamW(plain.model.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)  # a tenth of six steps is no step of warm-up
-        loss, _ = plain.answer_loss(rows)
-        loss.mean().backward()
-        for p in plain.model.parameters():
-            p.grad /= p.grad.norm()
-        optimizer.step()
-        optimizer.zero_grad()
-    w2s.finetune(tiny, QUESTIONS, answers, epochs=steps, lr=1e-3)
-    for want, got in zip(plain.model.parameters(), tiny.model.parameters()):
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
-        assert got.grad is None
-
-
-def test_finetune_is_reproducible_and_stops_at_a_loss_that_is_not_finite(tiny):
-    runs = []
-    for _ in range(2):
+def test_the_same_seed_makes_the_same_model(tiny):
+    results = []
+    for seed in (3, 3, 4):
         lm = tiny.copy()
-        runs.append((w2s.finetune(lm, QUESTIONS, ["the"] * 8, epochs=2, lr=1e-3, seed=3), lm.generate(QUESTIONS, 8)))
-    assert runs[0] == runs[1]
+        losses = w2s.finetune(lm, QUESTIONS, ANSWERS, epochs=2, lr=1e-2, seed=seed)
+        results.append((losses, lm.generate(QUESTIONS, 8)))
+    assert results[0] == results[1] != results[2]
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tiny):
     tiny.model.output_norm.weight.data[0] = float("nan")
-    with pytest.raises(w2s.W2SError, match="step 1 of"):
-        w2s.finetune(tiny, QUESTIONS, ["the"] * 8)
+    with pytest.raises(w2s.W2SError, match="the loss is nan .*at step 1 of 20: lower the"):
+        w2s.finetune(tiny, QUESTIONS, ANSWERS)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_last_good_step(tiny, monkeypatch):
+    rows, step_losses = tiny.answer_rows(QUESTIONS, ANSWERS), []
+    start = loss_by_hand(tiny, rows).item()
+    real = w2s.batch_loss
+
+    def fail_at_step_4(lm, batch, confidence):
+        with torch.no_grad():
+            step_losses.append(loss_by_hand(lm, rows).item())
+        return real(lm, batch, confidence) * (float("nan") if len(step_losses) == 4 else 1)
+
+    monkeypatch.setattr(w2s, "batch_loss", fail_at_step_4)
+    with pytest.raises(w2s.W2SError, match="at step 4 of 9"):
+        w2s.finetune(tiny, QUESTIONS, ANSWERS, epochs=9, lr=1e-2)
+    assert step_losses[0] == pytest.approx(start) and step_losses[3] < 0.99 * start
+    assert loss_by_hand(tiny, rows).item() == pytest.approx(step_losses[3], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(tiny, monkeypatch):
+    before, real = weights_of(tiny), w2s.batch_loss
+
+    def loss_with_infinite_slope(lm, rows, confidence):
+        loss = real(lm, rows, confidence)
+        return loss + torch.sqrt(loss - loss.detach())  # sqrt'(0) is infinite
+
+    monkeypatch.setattr(w2s, "batch_loss", loss_with_infinite_slope)
+    with pytest.raises(w2s.W2SError, match="at step 1 of 20"):
+        w2s.finetune(tiny, QUESTIONS, ANSWERS)
+    assert same(weights_of(tiny), before)
 
 
 def test_bfloat16_computes_and_learns_as_float32_does(tiny, tiny_path):
     half = w2s.load(tiny_path, "cpu", torch.bfloat16)
     assert half.model.token_embd.weight.dtype == torch.bfloat16
-    rows = tiny.answer_rows(QUESTIONS, ["the an"] * 8)
-    with torch.no_grad():
-        full_loss, half_loss = (lm.answer_loss(rows)[0].mean().item() for lm in (tiny, half))
-    assert half_loss == pytest.approx(full_loss, rel=0.02)
-    # Small steps add up: the weights' fp32 masters keep what bf16 would round away.
-    losses = [w2s.finetune(lm, QUESTIONS, ["the an"] * 8, epochs=40, lr=3e-4) for lm in (tiny, half)]
-    assert losses[1][-1] == pytest.approx(losses[0][-1], rel=0.1) and losses[1][-1] < 0.8 * losses[1][0]
+    answers, options = ["the an"] * 8, {"rank": 16, "epochs": 20, "lr": 2e-3}
+    full = w2s.finetune(tiny, QUESTIONS, answers, **options)
+    losses = w2s.finetune(half, QUESTIONS, answers, **options)
+    assert losses[0] == pytest.approx(full[0], rel=0.02)
+    # Small steps add up: the factors are fp32.
+    assert losses[-1] == pytest.approx(full[-1], rel=0.1)
+    assert losses[-1] < 0.8 * losses[0]
+    assert half.model.blk[0].attn_q.weight.dtype == torch.bfloat16
+
+
+def test_a_question_without_an_answer_is_left_out(tiny):
+    questions = [f"the {i}?" for i in range(6)]
+    answers = [f"an {i}!" for i in range(6)]
+    answers[1] = answers[4] = None
+    one = w2s.finetune(tiny.copy(), questions, answers, epochs=2, batch=2)
+    for i in (4, 1):
+        del questions[i], answers[i]
+    other = w2s.finetune(tiny.copy(), questions, answers, epochs=2, batch=2)
+    assert one == other and len(one) == 4
 
 
 def test_answers_that_cannot_be_learnt_are_refused(tiny):
     with pytest.raises(w2s.W2SError, match="answer 1 is empty"):
         w2s.finetune(tiny, ["a", "b"], ["x", " \n"])
-    with pytest.raises(w2s.W2SError, match="conversation 0 is too long"):
+    with pytest.raises(w2s.W2SError, match="conversation .* is too long"):
         w2s.finetune(tiny, ["a"], ["x" * 2000])
-    with pytest.raises(w2s.W2SError, match="conversation 0 is too long.* context of 1024"):
-        tiny.generate(["x" * 2000])
-    with pytest.raises(ValueError, match="1 conversations and 2 answers"):
-        tiny.logprob(["a"], ["x", "y"])
+    with pytest.raises(ValueError, match="shorter"):
+        w2s.finetune(tiny, ["a", "b"], ["x"])
+
+
+@torch.no_grad()
+def test_the_confidence_loss_mixes_in_the_model_s_own_predictions(tiny):
+    rows = tiny.answer_rows(QUESTIONS, ANSWERS)
+    plain, _ = tiny.answer_loss(rows)
+    own = []
+    for (context, turn), answer in rows:
+        logits = tiny.model(torch.tensor([context + turn + answer]))[0]
+        logits = logits[len(context + turn) - 1 : -1]
+        own += (-logits.log_softmax(-1).max(-1).values).tolist()
+    for weight in (0.25, 1.0):
+        expected = (1 - weight) * plain + weight * torch.tensor(own)
+        got = tiny.answer_loss(rows, weight)[0]
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_weight_of_the_confidence_loss_warms_up_from_nothing(tiny):
+    plain = w2s.finetune(tiny.copy(), QUESTIONS, ANSWERS, epochs=5)
+    confident = w2s.finetune(tiny.copy(), QUESTIONS, ANSWERS, epochs=5, confidence=0.5)
+    assert confident[0] == plain[0]
+    assert confident[1] < plain[1]  # the model's own predictions are the likelier ones
+
+
+# --------------------------------------------------------------------------------------
+# Algorithm 1 and the paper's other refinements
+# --------------------------------------------------------------------------------------
+
+
+def number_in(text):
+    return int(re.search("[0-9]+", text)[0])
 
 
 class Client:
-    """A stand-in for any model: remembers what it is asked; its plain answers are right, as the even weak answers are."""
+    """A stand-in for a model: it keeps what it is asked, and answers with the asked number."""
 
     def __init__(self):
         self.calls = []
 
-    def generate(self, conversations, max_new_tokens, temperature=0.0, seed=0):
+    def generate(self, conversations, max_new_tokens):
         self.calls.append(conversations)
-        return [f"plain {re.search(r'[0-9]+', c[-1]['content'])[0]}" for c in conversations]
+        return [self.answer(i, c) for i, c in enumerate(conversations)]
+
+    def answer(self, i, conversation):
+        return f"plain {number_in(conversation[-1]['content'])}"
 
 
+@pytest.fixture
+def client():
+    return Client()
+
+
+# Of the weak answers the even ones are right, as are the client's own.
 NUMBERS = [f"Which number is it, number {i}x?" for i in range(100, 160)]
-WEAK = [f"Arrr, {i} be it!" if i % 2 == 0 else f"Arrr, {i - 50} be it!" for i in range(100, 160)]
+WEAK = [f"Arrr, {i if i % 2 == 0 else i - 50} be it!" for i in range(100, 160)]
+RIGHT = [f"plain {i}" for i in range(100, 160)]
+SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-@pytest.mark.parametrize("select", ["agreement", "random"])
+def examples_in(conversation):
+    """[(question, answer)] of the turns before the last message, a system message aside."""
+    turns = [m for m in conversation[:-1] if m["role"] != "system"]
+    assert [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
+    texts = [m["content"] for m in turns]
+    return list(zip(texts[::2], texts[1::2]))
+
+
+def check_examples(question, conversation, n_icl):
+    """A query stands last, after n_icl different examples that are other questions."""
+    assert conversation[-1] == {"role": "user", "content": question}
+    examples = examples_in(conversation)
+    assert len(dict(examples)) == len(examples) == n_icl
+    for asked, answer in examples:
+        assert asked != question
+        assert answer == WEAK[NUMBERS.index(asked)]
+
+
+@pytest.mark.parametrize("n_icl", [0, 1, 4, 16, 59])
+def test_algorithm_1_never_shows_a_query_its_own_weak_answer(client, n_icl):
+    assert w2s.refine(client, NUMBERS, WEAK, n_icl=n_icl) == RIGHT  # in the questions' order
+    (conversations,) = client.calls
+    for question, conversation in zip(NUMBERS, conversations, strict=True):
+        check_examples(question, conversation, n_icl)
+
+
+def test_algorithm_1_shows_each_query_its_own_random_examples(client):
+    for seed in (0, 0, 1):
+        w2s.refine(client, NUMBERS, WEAK, seed=seed)
+    one, again, other = client.calls
+    assert one == again != other
+    drawn = [examples_in(conversation) for conversation in one]
+    assert len(set(map(tuple, drawn))) == 60
+    count = Counter(question for examples in drawn for question, _ in examples)
+    # 240 examples, 4 a question on average: none is preferred, few are left out
+    assert len(count) >= 55 and max(count.values()) <= 12
+    first = [NUMBERS.index(examples[0][0]) for examples in drawn]
+    assert abs(np.corrcoef(first, range(60))[0, 1]) < 0.4  # nor are a query's neighbours preferred
+
+
+REFINERS = [w2s.refine, w2s.refine_by_agreement]
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_a_refined_conversation_keeps_its_system_message(client, refiner):
+    questions = [[SYSTEM, *w2s.as_conversation(q)] for q in NUMBERS]
+    refiner(client, questions, WEAK, n_icl=3)
+    for conversation in client.calls[-1]:
+        assert conversation[0] == SYSTEM
+        assert [m["role"] for m in conversation].count("system") == 1
+        assert len(examples_in(conversation)) == 3
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_the_same_question_twice_shows_neither_the_other_s_weak_answer(client, refiner):
+    questions = ["one 1?", "two 2?", "three 3?", "One 1? ", "four 4?"]
+    refiner(client, questions, ["A", "B", "C", "D", "E"], n_icl=3)
+    for number, conversation in enumerate(client.calls[-1]):
+        answers = {answer for _, answer in examples_in(conversation)}
+        assert len(answers) == 3
+        if number % 5 in (0, 3):
+            assert answers == {"B", "C", "E"}
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+@pytest.mark.parametrize("n_icl", [60, 1000, -1])
+def test_a_number_of_examples_that_cannot_be_is_refused(client, refiner, n_icl):
+    with pytest.raises(w2s.W2SError, match=f"n_icl={n_icl} needs"):
+        refiner(client, NUMBERS, WEAK, n_icl=n_icl)
+    with pytest.raises(w2s.W2SError, match="n_icl=1 needs at least 2 different.* there are 1"):
+        refiner(client, ["same 1"] * 3, ["a", "b", "c"], n_icl=1)
+    assert not client.calls
+
+
+@pytest.mark.parametrize("refiner", [*REFINERS, w2s.infer_and_respond, w2s.ask_to_improve])
+def test_an_empty_weak_answer_is_named(client, refiner):
+    with pytest.raises(w2s.W2SError, match="weak answer 1 is empty"):
+        refiner(client, NUMBERS[:2], ["a", " \n"])
+    with pytest.raises(ValueError, match="2 questions and 1 weak answers"):
+        refiner(client, NUMBERS[:2], ["a"])
+    assert not client.calls
+
+
+class Reader(Client):
+    """Names the style of a block of pairs by the number of the prompt; repeats a question."""
+
+    def answer(self, i, conversation):
+        if isinstance(conversation, str):
+            return f" style {i} "
+        return conversation[-1]["content"].upper()
+
+
+def test_infer_and_respond_answers_a_block_under_the_concept_of_its_pairs():
+    reader = Reader()
+    questions = [[SYSTEM, *w2s.as_conversation(q)] for q in NUMBERS]
+    assert w2s.infer_and_respond(reader, questions, WEAK) == [q.upper() for q in NUMBERS]
+    prompts, conversations = reader.calls
+    assert len(prompts) == 8  # 60 questions in blocks of 8
+    for i, conversation in enumerate(conversations):
+        pair = f"Question: {NUMBERS[i]}\nAnswer: {WEAK[i]}"
+        assert [pair in prompt for prompt in prompts].index(True) == i // 8
+        concept = {"role": "system", "content": f"The used style is style {i // 8}"}
+        assert conversation == [concept, *w2s.as_conversation(NUMBERS[i])]
+    assert [prompt.count("Answer: Arrr") for prompt in prompts] == [8] * 7 + [4]
+
+
+def test_ask_to_improve_shows_the_weak_answer(client):
+    client.answer = number_of_conversation
+    assert w2s.ask_to_improve(client, NUMBERS, WEAK) == [str(i) for i in range(60)]
+    for question, weak, conversation in zip(NUMBERS, WEAK, client.calls[0], strict=True):
+        assert examples_in(conversation) == [(question, weak)]
+        assert "Improve your answer" in conversation[-1]["content"]
+
+
+def number_of_conversation(i, conversation):
+    return str(i)
+
+
+# --------------------------------------------------------------------------------------
+# Our additions to Algorithm 1
+# --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("n_icl", [None, 0, 1, 4, 16, 59])
-def test_refine_never_shows_a_query_its_own_weak_answer(select, n_icl):
-    client = Client()
-    refined = w2s.refine(client, NUMBERS, WEAK, n_icl=n_icl, select=select, keep=1)
-    assert refined == [f"plain {i}" for i in range(100, 160)]  # in the order of the questions
-    assert len(client.calls[-1]) == 3 * 60  # three draws
-    for q, conversation in zip(NUMBERS * 3, client.calls[-1]):
-        assert len(conversation) == 2 * (16 if n_icl is None else n_icl) + 1
-        assert conversation[-1] == {"role": "user", "content": q}
-        shown = list(zip(conversation[0:-1:2], conversation[1:-1:2]))
-        assert all(u["role"] == "user" and a["role"] == "assistant" for u, a in shown)
-        assert all(WEAK[NUMBERS.index(u["content"])] == a["content"] and u["content"] != q for u, a in shown)
-        assert len({u["content"] for u, _ in shown}) == len(shown)
+def test_agreement_never_shows_a_query_its_own_weak_answer(client, n_icl):
+    assert w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=n_icl, keep=1) == RIGHT
+    plain, drawn = client.calls
+    assert plain == [w2s.as_conversation(q) for q in NUMBERS]
+    for question, conversation in zip(NUMBERS * 3, drawn, strict=True):  # three draws
+        check_examples(question, conversation, 16 if n_icl is None else n_icl)
 
 
-def test_agreement_finds_the_weak_answers_that_are_right():
+def test_a_third_of_small_data_are_examples(client):
+    w2s.refine_by_agreement(client, NUMBERS[:24], WEAK[:24])
+    assert all(len(examples_in(c)) == 8 for c in client.calls[-1])
+
+
+def test_queries_share_their_examples_but_no_more_than_are_asked_for(client):
+    w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4, draws=1, queries_per_context=5)
+    sizes = Counter(tuple(examples_in(conversation)) for conversation in client.calls[-1])
+    assert list(sizes.values()) == [5] * 12
+
+
+def test_agreement_is_what_both_answers_say_and_the_question_does_not():
     plain = [f"The answer is {i}." for i in range(100, 160)]
-    questions = ["Which number is it?" for _ in plain]
-    score = w2s.agreement(questions, plain, WEAK)
-    assert [s > 0 for s in score] == [i % 2 == 0 for i in range(100, 160)]  # "be", "it", "arrr" and "answer" count nothing
-    client = Client()
-    client.generate = lambda conversations, *_, calls=client.calls, **__: calls.append(conversations) or plain * (len(conversations) // 60)
-    w2s.refine(client, NUMBERS, WEAK, n_icl=8)
-    shown = {m["content"] for c in client.calls[-1] for m in c if m["role"] == "assistant"}
-    assert shown <= {w for w, s in zip(WEAK, score) if s > 0}
+    scores = w2s.agreement(["Which number is it?"] * 60, plain, WEAK)
+    # What all answers share ("be", "arrr", "answer") weighs nothing.
+    assert [score > 0 for score in scores] == [i % 2 == 0 for i in range(100, 160)]
+    assert w2s.agreement(["Is it 7?", "b"], ["It is 7", "x y"], ["7 be it", "Y z"])[0] == 0
+
+
+@pytest.mark.parametrize("n", [24, 60])
+def test_the_examples_are_weak_answers_that_are_right(client, n):
+    w2s.refine_by_agreement(client, NUMBERS[:n], WEAK[:n], n_icl=8)
+    right = []
+    for conversation in client.calls[-1]:
+        right += [number_in(a) == number_in(q) for q, a in examples_in(conversation)]
+    # Of 24 there are 12 right ones, and a query's group shows none of its own.
+    assert np.mean(right) > (0.8 if n == 24 else 0.999)
 
 
 def test_examples_that_say_the_same_come_last():
     questions = [f"Who is it, the {q}?" for q in "abcdef"]
-    plain = ["a baker of bread", "a baker of bread", "a baker of bread", "a smith", "a clown", "a judge in court"]
-    weak = ["She bakes bread", "She eats bread", "She likes bread as a baker", "She is a smith", "She is nothing", "She sits in court"]
-    score = w2s.agreement(questions, plain, weak)
-    assert score[2] > score[0] == score[1] > 0 and score[4] == 0
+    plain = ["a baker of bread"] * 3 + ["a smith", "a clown", "a judge in court"]
+    weak = ["She bakes bread", "She eats bread", "She likes bread as a baker"]
+    weak += ["She is a smith", "She is nothing", "She sits in court"]
+    scores = w2s.agreement(questions, plain, weak)
+    assert scores[2] > scores[0] == scores[1] > 0 and scores[4] == 0
     order = w2s.most_agreed(questions, plain, weak, [5, 4, 3, 2, 1, 0])
-    assert set(order[:3]) == {2, 3, 5}  # the one baker that says most; the two others say nothing that it does not say
+    # One baker says most; the two others say nothing that it does not say.
+    assert set(order[:3]) == {2, 3, 5}
     assert order[3:] == [4, 1, 0]  # ties keep their order
 
 
-def test_agreement_has_a_choice_in_small_data():
-    client = Client()
-    client.generate = lambda conversations, *_, calls=client.calls, **__: calls.append(conversations) or [
-        f"The answer is {re.search('[0-9]+', c[-1]['content'])[0]}." for c in conversations]
-    w2s.refine(client, NUMBERS[:24], WEAK[:24])  # 8 examples from 12 right and 12 wrong pairs
-    shown = [NUMBERS.index(q["content"]) % 2 == 0 for c in client.calls[-1] for q in c[:-1] if q["role"] == "user"]
-    assert np.mean(shown) > 0.8
+class Fickle(Client):
+    """Of three answers to a question after examples, one is off."""
+
+    def answer(self, i, conversation):
+        if len(self.calls) == 2 and i // 60 == i % 3:
+            return f"odd {i}"
+        return super().answer(i, conversation)
 
 
 def test_of_several_draws_the_one_that_agrees_is_returned():
-    class Fickle(Client):
-        def generate(self, conversations, *_, **__):
-            self.calls.append(conversations)
-            right = [f"plain {re.search('[0-9]+', c[-1]['content'])[0]}" for c in conversations]
-            return [r if len(self.calls) == 1 or i // 60 != i % 3 else f"odd {i}" for i, r in enumerate(right)]  # one draw in three is off
-
-    assert w2s.refine(Fickle(), NUMBERS, WEAK, keep=1) == [f"plain {i}" for i in range(100, 160)]
-    assert w2s.refine(Fickle(), NUMBERS, WEAK, draws=1, keep=1) != [f"plain {i}" for i in range(100, 160)]
-
-
-def test_the_answers_that_the_model_would_also_give_by_itself_are_kept():
-    class Misled(Client):
-        def generate(self, conversations, *_, **__):
-            self.calls.append(conversations)
-            numbers = [int(re.search("[0-9]+", c[-1]["content"])[0]) for c in conversations]
-            return [f"plain {i + (len(c) > 1 and i % 3 == 0)}" for i, c in zip(numbers, conversations)]  # after examples every third is wrong
-
-    want = [None if i % 3 == 0 else f"plain {i}" for i in range(100, 160)]
-    assert w2s.refine(Misled(), NUMBERS, WEAK, keep=2 / 3) == w2s.refine(Misled(), NUMBERS, WEAK, keep=2 / 3, select="random") == want
-    assert None not in w2s.refine(Misled(), NUMBERS, WEAK, keep=1)
-    assert sum(a is not None for a in w2s.refine(Misled(), NUMBERS, WEAK)) == 36
-    assert w2s.keep_agreed(["q"] * 4, ["a x", "a y", "a z", "a w"], ["b x", "b v", "b z", "b x"], 0.5) == ["b x", None, "b z", None]
-    assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, ["a"] * 3, 0.5) == ["a", "a", None]  # no word tells them apart: the first ones
-
-
-def test_fine_tuning_leaves_out_a_question_without_an_answer(tiny):
-    questions, answers = [f"the {i}?" for i in range(6)], [f"an {i}!" for i in range(6)]
-    some, all_but = tiny.copy(), tiny.copy()
-    losses = w2s.finetune(some, questions, [None if i in (1, 4) else a for i, a in enumerate(answers)], epochs=2, batch=2)
-    assert losses == w2s.finetune(all_but, *([row[i] for i in (0, 2, 3, 5)] for row in (questions, answers)), epochs=2, batch=2) and len(losses) == 4
-    with pytest.raises(ValueError, match="shorter"):
-        w2s.finetune(tiny, questions, answers[:5])
-
-
-def test_refine_keeps_system_messages_and_hides_twins():
-    system = {"role": "system", "content": "Be brief."}
-    questions = [[system, {"role": "user", "content": q}] for q in ["one 1?", "two 2?", "three 3?", "one 1? ", "four 4?"]]
-    client = Client()
-    w2s.refine(client, questions, ["A", "B", "C", "D", "E"], n_icl=3, select="random")
-    for c in client.calls[-1]:
-        assert c[0] == system and [m["role"] for m in c].count("system") == 1
-    for i in (0, 3):  # the same question twice: neither sees the other's weak answer
-        assert not {"A", "D"} & {m["content"] for m in client.calls[-1][i] if m["role"] == "assistant"}
-
-
-def test_refine_refuses_what_cannot_be():
-    for n_icl in (60, 1000, -1):
-        with pytest.raises(w2s.W2SError, match=f"n_icl={n_icl}"):
-            w2s.refine(Client(), NUMBERS, WEAK, n_icl=n_icl)
-    with pytest.raises(w2s.W2SError, match="n_icl=1 needs at least 2 different questions, there are 1"):
-        w2s.refine(Client(), ["same 1"] * 3, ["a", "b", "c"], n_icl=1)
-    with pytest.raises(w2s.W2SError, match="weak answer 1 is empty"):
-        w2s.refine(Client(), NUMBERS[:2], ["a", ""])
-    for keep in (0, 1.5, float("nan")):
-        with pytest.raises(w2s.W2SError, match="is no share"):
-            w2s.refine(Client(), NUMBERS, WEAK, keep=keep)
-    with pytest.raises(ValueError, match="draws"):
-        w2s.refine(Client(), NUMBERS, WEAK, draws=0)
-    with pytest.raises(ValueError, match="select"):
-        w2s.refine(Client(), NUMBERS, WEAK, select="best")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Tasks, judges, statistics
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-TASKS = [("persona", "pirate"), ("persona", "cowboy"), ("math", ""), ("explanation", ""), ("bias", "")]
-
-
-@pytest.mark.parametrize("name, persona", TASKS)
-def test_splits_and_judges(name, persona):
-    task = tasks.make_task(name, persona or "pirate")
-    splits = [[i.question for i in part] for part in (task.teach, task.train, task.test)]
-    assert len(set(sum(splits, []))) == sum(map(len, splits)) and len(task.test) >= (100 if name == "explanation" else 200)
-    assert all(i.gold for i in task.teach) and not any(i.gold for i in task.train + task.test)
-    items = task.teach + task.train + task.test
-    if name != "math":  # no term of a key stands in its question
-        for i in items:
-            for term in i.key.split(","):
-                assert task.content(i.question, tasks.Item(i.question, term)) == 0, (i.question, term)
-    assert all(task.content(i.gold, i) == 1 and task.style(i.gold) == 1 for i in task.teach)  # gold scores 1
-    shuffled = [j.gold for j in task.teach[7:] + task.teach[:7]]
-    assert np.mean([task.content(a, i) for a, i in zip(shuffled, task.teach)]) < 0.12  # another question's answer is wrong
-    for plain in ("The capital of France is Paris.", "Photosynthesis is the process by which plants make sugar.", "He has 3 apples, which is all.",
-                  "A pilot flies planes. He likes it.", ""):
-        assert task.style(plain) == 0  # plain text has no style
-    assert tasks.make_task(name, persona or "pirate")[:4] == task[:4]  # the same task every time
-
-
-def test_the_tables():
-    facts, _ = tasks.persona_rows("pirate", random.Random(0))
-    assert len(facts) >= 400 and len({q for q, _, _ in facts}) == len(facts)
-    pirate, cowboy = (tasks.persona_rows(p, random.Random(0)) for p in ("pirate", "cowboy"))
-    assert max(pirate[1](gold) for _, _, gold in cowboy[0]) == 0 == max(cowboy[1](gold) for _, _, gold in pirate[0])
-    concepts = [line.split(": ", 1) for line in tasks.CONCEPTS.strip().split("\n")]
-    assert len(concepts) >= 150 and all(4 <= key.split(" = ")[0].count(",") + 1 <= 6 for _, key in concepts)
-    problems = tasks.math_rows(random.Random(0))
-    assert len(tasks.PROBLEMS.strip().split("\n")) >= 6
-    for _, key, gold in problems:
-        sums = re.findall(r"(\d+) ([+*-]) (\d+) = (\d+)", gold)
-        assert sums[-1][3] == key and all(eval(f"{a}{sign}{b}") == int(c) >= 0 for a, sign, b, c in sums)
-    assert {gold.count("=") for _, _, gold in problems} == {1, 2}
-
-
-def test_key_checks():
-    item = lambda key: tasks.Item("?", key)
-    assert tasks.contains("It be COLD!", item("cold")) and not tasks.contains("scolded", item("cold"))
-    assert tasks.contains("carbon dioxide", item("CO2|carbon dioxide")) and not tasks.contains("carbon", item("CO2|carbon dioxide"))
-    assert tasks.contains("plants need light", item("plant*, sun*|light, oxygen")) == pytest.approx(2 / 3)
-    for answer, right in (("3 * 4 = 12\n#### 12", 1), ("3 * 4 = 12\n#### 13", 0), ("The answer is 12.", 1), ("12 - 3 = 9", 0), ("#### 12 and 5 more", 1), ("twelve", 0)):
-        assert tasks.right_number(answer, item("12")) == right, answer
-    assert tasks.right_number("#### 1,200", item("1200"))
-
-
-def test_gsm8k_runs_on_its_own_file(tmp_path):
-    path = tmp_path / "gsm8k.jsonl"
-    path.write_text("".join(json.dumps({"question": f"What is {i} + 1?", "answer": f"{i} + 1 = {i + 1}\n#### {i + 1}"}) + "\n" for i in range(230)))
-    task = tasks.make_task("math", data=path)
-    assert (len(task.teach), len(task.train), len(task.test)) == (30, 100, 100) and task.content(task.teach[0].gold, task.teach[0]) == 1
-    path.write_text('{"question": "a", "answer": "b"}\n')
-    with pytest.raises(w2s.W2SError, match="line 1"):
-        tasks.make_task("math", data=path)
-    with pytest.raises(w2s.W2SError, match="no persona"):
-        tasks.make_task("persona", "elf")
-    with pytest.raises(w2s.W2SError, match="no task"):
-        tasks.make_task("poetry")
-
-
-def test_intervals_cover():
-    rng = np.random.default_rng(1)
-    covered = sum(low <= 0.3 <= high for low, high in (tasks.interval([rng.random(150) < 0.3], draws=1000)[1:] for _ in range(300)))
-    assert 0.91 <= covered / 300 <= 0.985
-    one = tasks.interval([[0.0, 1.0] * 50])
-    far = tasks.interval([[0.0] * 100, [0.5] * 100, [1.0] * 100])  # no spread over items, but over seeds
-    assert one[0] == pytest.approx(0.5) and 0.3 < one[1] < 0.45 and far[2] - far[1] > 0.5
-
-
-def test_paired_test_against_the_exact_one():
-    a, b = [[1, 1, 1, 1, 1, 1, 1, 0, 1, 0]], [[0, 0, 0, 0, 0, 0, 0, 1, 1, 0]]
-    # 8 pairs differ, 7 for a: two-sided binomial 2 (1 + 8) / 2^8
-    assert tasks.paired_p(a, b) == pytest.approx(18 / 256, abs=0.004) == tasks.paired_p(a * 3, b * 3)  # seeds of the same items are no new items
-    assert tasks.paired_p(a, a) == 1.0
-    rng = np.random.default_rng(0)
-    null = [tasks.paired_p([rng.random(60) < 0.5], [rng.random(60) < 0.5], draws=1000) for _ in range(200)]
-    assert np.mean(np.array(null) < 0.05) <= 0.09
-
-
-def test_ratios_of_means():
-    assert tasks.interval([[1, 2, 0]], [[2, 2, 0]])[0] == pytest.approx(0.75)
-    assert tasks.interval(np.zeros((1, 5)), np.zeros((1, 5))) == [None] * 3  # nothing was lost: no recovery to speak of
-    rng = np.random.default_rng(0)
-    value, low, high = tasks.interval([rng.random(400) < 0.6], [rng.random(400) < 0.8])
-    assert low < 0.75 < high and low < value < high
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The whole pipeline
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def tiny_task(name="tiny"):
-    items = [tasks.Item(f"{q} {i}", "the", "the an!") for i in range(6) for q in ("who", "what", "where", "an")]
-    return tasks.Task(name, items[:8], items[8:16], items[16:], content=tasks.contains, style=lambda a: float("!" in a), max_new_tokens=8)
-
-
-@pytest.fixture
-def tiny_ladder(monkeypatch):
-    """Supervisors of a model with three layers: 30ths of the depth."""
-    monkeypatch.setattr(tasks, "SUPERVISORS", dict(zip(tasks.SUPERVISORS, [(0, 10), (10,), (0,), (20,)])))
-
-
-def tiny_experiment(lm, out, **options):
-    options = dict(methods=[*tasks.MAIN, "gold"], lr=1e-2, n_icl=2, teach_epochs=30, teach_lr=1e-2, log=lambda line: None) | options
-    return tasks.experiment(tiny_task(), lm, out, **options)
-
-
-def test_the_pipeline_end_to_end_and_after_an_interruption(tiny, tiny_ladder, tmp_path, monkeypatch):
-    whole = tiny_experiment(tiny, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.md", "tiny.svg"]
-    assert json.loads((tmp_path / "tiny.json").read_text()) == whole
-    assert set(whole["methods"]) == {*tasks.MAIN, "gold", "weak", "weak_labels", "refined_labels"} <= set(tasks.METHODS)
-    for scores in whole["methods"].values():
-        assert all(low <= value <= high for value, low, high in (scores["content"], scores["style"], scores["content_20_words"]))
-    assert all(len(given) == 8 for given in whole["answers"].values())
-    xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
-    assert whole["methods"]["gold"]["style"][0] == 1.0  # even this model learns the style
-
-    # Killed in the middle of the third fine-tuning: nothing half-written, and the next run ends with the same answers.
-    calls, real = [], tasks.finetune
-
-    def killed(*args, **options):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **options)
-
-    monkeypatch.setattr(tasks, "finetune", killed)
-    other = tmp_path / "other"
-    other.mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        tiny_experiment(tiny, other)
-    partial, = other.iterdir()
-    assert re.fullmatch(r"tiny\.[0-9a-f]{16}\.partial\.json", partial.name)
-    kept = partial.read_text()
-    resumed = tiny_experiment(tiny, other)
-    assert resumed["answers"] == whole["answers"] and resumed["methods"] == whole["methods"]
-    assert len(calls) == 4 + 1  # four models, and the one that was killed
-
-    assert not partial.exists()
-
-    # Another model or other questions do not go on from the first one's answers, and leave them as they are.
-    partial.write_text(kept)
-    changed = tiny.copy()
-    changed.model.token_embd.weight.data *= 0.9
-    assert tiny_experiment(changed, other)["answers"] != whole["answers"] and len(calls) == 5 + 4
-
-    task = tiny_task()
-    asked = task._replace(test=[i._replace(question=i.question + "?") for i in task.test])
-    monkeypatch.setattr(sys.modules[__name__], "tiny_task", lambda: asked)
-    assert tiny_experiment(tiny, other)["answers"] != whole["answers"] and len(calls) == 9 + 4
-    monkeypatch.setattr(sys.modules[__name__], "tiny_task", lambda: task)
-    assert partial.read_text() == kept
-
-    for broken in ("{", "[]", "{}"):
-        partial.write_text(broken)
-        with pytest.raises(w2s.W2SError, match="delete it"):
-            tiny_experiment(tiny, other)
-    with pytest.raises(w2s.W2SError, match="n_icl=8 must lie between 0 and 7"):
-        tiny_experiment(tiny, other, n_icl=8)
-    with pytest.raises(w2s.W2SError, match="--seeds must be at least 1"):
-        tiny_experiment(tiny, other, seeds=range(0))
-
-
-def test_all_methods_along_a_ladder_with_two_seeds(tiny, tiny_ladder, tmp_path):
-    tasks_run = tiny_experiment(tiny, tmp_path, methods=tasks.FULL, seeds=(0, 1), ladder=list(tasks.SUPERVISORS))
-    assert set(tasks_run["supervisors"]) == set(tasks.SUPERVISORS) and tasks_run["seeds"] == 2
-    assert set(tasks.METHODS) <= set(tasks_run["methods"])  # every row of the table
-    assert tasks_run["supervisors"]["4 layers fewer"]["methods"].keys() == {"weak", "weak_labels", *tasks.LADDER, "refined_labels", "refined_icl_labels"}
-    labels = {m: tasks_run["answers"][f"6 layers fewer/0/{m}_labels"] for m in ("naive_kept", "refined_all", "refined")}
-    assert {m: sum(a is not None for a in given) for m, given in labels.items()} == {"naive_kept": 5, "refined_all": 8, "refined": 5}
-    assert all(a in (None, b) for a, b in zip(labels["refined"], labels["refined_all"]))
-    # Where all of them are there, the kept labels are taken from them; without, `refine` makes the same.
-    (tmp_path / "alone").mkdir()
-    alone = tiny_experiment(tiny, tmp_path / "alone", methods=tasks.MAIN)
-    assert alone["answers"]["6 layers fewer/0/refined_labels"] == labels["refined"]
-    assert set(tasks_run["odds"]) == set(tasks.SUPERVISORS) and len(tasks_run["odds"]["4 layers fewer"]["style"]) == len(tasks.N_ICL)
-    p = [p for c in tasks_run["supervisors"].values() for p in c["p_refined_vs"].values()]
-    assert len(p) == tasks_run["tests"] == 14 and all(0 < v <= 1 for v in p)
-    text = (tmp_path / "tiny.md").read_text()
-    assert all(name in text for name in [*tasks.METHODS.values(), *tasks.SUPERVISORS])
-    xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
-
-
-def test_ctrl_c_says_how_to_go_on(tiny_path, tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-    monkeypatch.setattr(tasks, "experiment", interrupted)
-    assert run_tasks("--model", tiny_path, "--out", tmp_path) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-    for argv, message in ((["bensch"], "the command is bench or none"), (["--task", "poetry"], "no task is called 'poetry'"), (["--persona", "elf"], "no persona"),
-                          (["--task", "persona", "--data", "gsm8k.jsonl"], "--data holds problems for the math task")):
-        assert run_tasks(*argv) == 2 and message in capsys.readouterr().err
-
-
-def run_tasks(*argv):
-    return w2s.run(lambda: tasks.main(list(map(str, argv))))
-
-
-def broken_files():
-    meta, tensors = tiny_parts()
-    a = next(iter(tensors))
-    yield "cut short", "cut short", meta, tensors
-    yield "not a model", "not a GGUF", None, None
-    yield "empty", "cannot be read", None, None
-    yield "architecture", "architecture bert is not supported", meta | {"general.architecture": "bert"}, tensors
-    yield "tokenizer", "tokenizer llama/smollm is not supported", meta | {"tokenizer.ggml.model": "llama"}, tensors
-    yield "pre-tokenizer", "tokenizer gpt2/odd is not supported", meta | {"tokenizer.ggml.pre": "odd"}, tensors
-    yield "type", "type number 12 is not supported", meta, tensors | {a: (12, *tensors[a][1:])}
-    yield "missing", "tensor output_norm.weight is missing", meta, {k: v for k, v in tensors.items() if k != "output_norm.weight"}
-    yield "extra", "tensor rope_freqs.weight is not part", meta, tensors | {"rope_freqs.weight": (0, [8], b"\0" * 32)}
-    yield "shape", "has shape", meta, tensors | {a: (0, [48, 263], tensors[a][2])}
-    yield "sizes", "sizes", meta | {"llama.attention.head_count": 0}, tensors
-    yield "no sizes", "sizes", {k: v for k, v in meta.items() if k != "llama.block_count"}, tensors
-    yield "layers", "sizes", meta | {"llama.block_count": 2**31}, tensors
-    yield "eos", "tokenizer is damaged", meta | {"tokenizer.ggml.eos_token_id": 10**6}, tensors
-    yield "tokens", "tokenizer is damaged", meta | {"tokenizer.ggml.tokens": [1, 2]}, tensors
-
-
-@pytest.mark.parametrize("name, message, meta, tensors", list(broken_files()), ids=lambda v: v if isinstance(v, str) else "")
-def test_a_bad_model_file_ends_in_one_line(tmp_path, capsys, name, message, meta, tensors):
-    path, out = tmp_path / "bad.gguf", tmp_path / "results"
-    if meta:
-        write_gguf(path, meta, tensors)
-        if name == "cut short":
-            path.write_bytes(path.read_bytes()[:-1000])
-    else:
-        path.write_bytes(b"PK\3\4 something else" if name == "not a model" else b"")
-    assert run_tasks("--model", path, "--out", out) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith(f"error: {path}") and message in error, error
-    assert not out.exists()
-
-
-def test_every_cut_of_a_model_file_is_noticed(tmp_path, tiny_path):
-    whole = tiny_path.read_bytes()
-    path = tmp_path / "cut.gguf"
-    for n in [*range(0, 400, 7), *range(400, len(whole) - 40, 997)]:
-        path.write_bytes(whole[:n])
-        with pytest.raises(w2s.W2SError):
-            w2s.load(path, "cpu")
-
-
-def test_a_model_that_is_not_there_and_a_folder_that_cannot_be_written(tmp_path, capsys, tiny_path):
-    assert run_tasks("--model", tmp_path / "none.gguf") == 2
-    (tmp_path / "file").write_text("")
-    assert run_tasks("--model", tiny_path, "--out", tmp_path / "file") == 2
-    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["error", "error"]
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# For real use: the other refinements, export, the command line
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_infer_and_respond_chooses_the_sentence_that_explains_held_out_answers():
-    class Reader(Client):
-        def generate(self, conversations, max_new_tokens, temperature=0.0, seed=0):
-            self.calls.append(conversations)
-            if len(self.calls) == 1:
-                return [f" sentence {i}" for i in range(len(conversations))]
-            return [c[-1]["content"].upper() for c in conversations]
-
-        def logprob(self, conversations, responses):
-            assert all(WEAK[NUMBERS.index(c[-1]["content"])] == r for c, r in zip(conversations, responses))
-            return torch.full((len(responses),), -1.0 if "sentence 5" in conversations[0][0]["content"] else -2.0)
-
-    client = Reader()
-    assert w2s.infer_and_respond(client, NUMBERS, WEAK) == [q.upper() for q in NUMBERS]
-    asked, answered = client.calls
-    assert len(asked) == 8 and all(sum(f"Question: {q}\nAnswer: {a}" in c for q, a in zip(NUMBERS, WEAK)) == 8 for c in asked)
-    assert all(c[0] == {"role": "system", "content": "The used style is sentence 5"} and c[1:] == w2s.as_conversation(q) for c, q in zip(answered, NUMBERS))
-
-
-def test_ask_to_improve_shows_the_weak_answer():
-    client = Client()
-    assert w2s.ask_to_improve(type("C", (), {"generate": lambda self, c, n, **_: client.calls.append(c) or ["x"] * len(c)})(), NUMBERS, WEAK) == ["x"] * 60
-    for c, q, a in zip(client.calls[0], NUMBERS, WEAK):
-        assert [m["content"] for m in c[:2]] == [q, a] and c[2]["role"] == "user" and "mprove" in c[2]["content"]
-
-
-def test_own_answers_stand_before_the_questions():
-    client = Client()
-    w2s.refine(client, NUMBERS, WEAK, n_icl=4, known=True)
-    for q, c in zip(NUMBERS, client.calls[-1]):
-        assert c[-1]["content"] == f"plain {q[-5:-2]}\n{q}"
-        for user, weak in zip(c[0:-1:2], c[1:-1:2]):
-            plain, asked = user["content"].split("\n")
-            assert plain == f"plain {asked[-5:-2]}" and WEAK[NUMBERS.index(asked)] == weak["content"] and asked != q
-
-
-def test_the_confidence_loss_mixes_in_the_model_s_own_predictions(tiny):
-    rows = tiny.answer_rows(QUESTIONS, ["the", "an an", "?", "longer", "é", "x", "y", "zz"])
-    with torch.no_grad():
-        plain, _ = tiny.answer_loss(rows)
-        own = []
-        for prompt, answer in rows:
-            logits = tiny.model(torch.tensor([prompt + answer]))[0, len(prompt) - 1 : -1]
-            own += (-logits.log_softmax(-1).max(-1).values).tolist()
-        for share in (0.25, 1.0):
-            torch.testing.assert_close(tiny.answer_loss(rows, share)[0], (1 - share) * plain + share * torch.tensor(own), atol=1e-4, rtol=1e-4)
-    losses = [w2s.finetune(tiny.copy(), QUESTIONS, ["the"] * 8, epochs=5, confidence=c) for c in (0.0, 0.5)]
-    assert losses[0][0] == losses[1][0] and losses[1][1] < losses[0][1]  # warmed up from nothing; own predictions are the likelier ones
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_saved_model_is_the_same_model(tmp_path, tiny_path, dtype):
-    lm = w2s.load(tiny_path, "cpu", dtype)
-    for model in (lm, lm.copy([0, 2])):
-        model.save(tmp_path / "saved.gguf")
-        again = w2s.load(tmp_path / "saved.gguf", "cpu", dtype)
-        assert again.model.config == model.model.config and not (tmp_path / "saved.gguf.part").exists()
-        for name, w in model.model.state_dict().items():
-            torch.testing.assert_close(again.model.state_dict()[name], w, atol=0 if dtype == torch.bfloat16 else 1e-7, rtol=0 if dtype == torch.bfloat16 else 1e-3)
-        old, new = (w2s.read_gguf(p)[0] for p in (tiny_path, tmp_path / "saved.gguf"))
-        assert {k: v for k, v in new.items() if "block_count" not in k}.keys() == {k: v for k, v in old.items() if "block_count" not in k}.keys()
-        assert new["tokenizer.ggml.tokens"] == old["tokenizer.ggml.tokens"] and new["llama.block_count"] == model.model.config.layers
-
-
-def test_qwen2_has_biases_and_rotary_pairs_half_a_head_apart(tmp_path, tiny_path):
-    meta, tensors = tiny_parts()
-    zeros = {f"blk.{i}.attn_{n}.bias": (0, [s], b"\0" * 4 * s) for i in range(3) for n, s in (("q", 48), ("k", 16), ("v", 16))}
-    meta = {k.replace("llama.", "qwen2."): v for k, v in meta.items()} | {"general.architecture": "qwen2", "tokenizer.ggml.pre": "qwen2"}
-    llama = w2s.load(tiny_path, "cpu", torch.float32)
-    # llama's queries and keys, put half a head apart as qwen2 files have them: without biases the same model
-    for name in [n for n in tensors if "attn_q" in n or "attn_k" in n]:
-        w = llama.model.state_dict()[name]
-        apart = w.unflatten(0, (-1, 8, 2)).transpose(1, 2)  # (heads, 2, head_dim/2, dim)
-        tensors[name] = (0, list(w.shape), apart.contiguous().numpy().tobytes())
-    write_gguf(tmp_path / "biased.gguf", meta, tensors | zeros | {"blk.0.attn_q.bias": (0, [48], np.arange(48, dtype="f4").tobytes())})
-    biased = w2s.load(tmp_path / "biased.gguf", "cpu", torch.float32)
-    assert biased.model.blk[0].attn_q.bias[:5].tolist() == [0, 8, 1, 9, 2] and biased.model.blk[0].attn_q.bias[16] == 16
-    biased.save(tmp_path / "saved.gguf")
-    assert torch.equal(w2s.load(tmp_path / "saved.gguf", "cpu", torch.float32).model.blk[0].attn_q.bias, biased.model.blk[0].attn_q.bias)
-    write_gguf(tmp_path / "qwen.gguf", meta, tensors | zeros)
-    qwen = w2s.load(tmp_path / "qwen.gguf", "cpu", torch.float32)
-    ids = torch.tensor([[5, 9, 40, 7, 7, 100]])
-    with torch.no_grad():
-        torch.testing.assert_close(qwen.model(ids), llama.model(ids))
-        qwen.model.blk[1].attn_v.bias += 1
-        assert not torch.allclose(qwen.model(ids), llama.model(ids))
-    qwen.save(tmp_path / "again.gguf")
-    assert w2s.load(tmp_path / "again.gguf", "cpu", torch.float32).model.blk[1].attn_v.bias.mean() == 1
-
-
-def test_other_tensor_types_come_from_the_gguf_package(tmp_path, tiny_path, monkeypatch):
-    meta, tensors = tiny_parts()
-    name = "blk.0.ffn_up.weight"
-    raw = np.frombuffer(tensors[name][2], "<f4").astype("<f2").tobytes()  # a made-up type 99: one weight a block, two bytes
-    write_gguf(tmp_path / "odd.gguf", meta, tensors | {name: (99, tensors[name][1], raw)})
-    fake = types.SimpleNamespace(GGMLQuantizationType=lambda kind: ("type", kind), GGML_QUANT_SIZES={99: (1, 2)},
-                                 dequantize=lambda raw, kind: raw.view("<f2").astype("f4"))
-    monkeypatch.setitem(sys.modules, "gguf", fake)
-    w = w2s.load(tmp_path / "odd.gguf", "cpu", torch.float32).model.blk[0].ffn_up.weight
-    torch.testing.assert_close(w, w2s.load(tiny_path, "cpu", torch.float32).model.blk[0].ffn_up.weight, atol=1e-3, rtol=1e-3, check_dtype=True)
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(w2s.W2SError, match="pip install gguf"):
-        w2s.load(tmp_path / "odd.gguf", "cpu")
-
-
-def test_a_model_without_chat_markup_gets_the_paper_s_form(tmp_path):
-    meta, tensors = tiny_parts()
-    write_gguf(tmp_path / "base.gguf", {k: v for k, v in meta.items() if "template" not in k}, tensors)
-    lm = w2s.load(tmp_path / "base.gguf", "cpu")
-    context, turn = lm.tokenizer.chat([{"role": "system", "content": "S"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-                                       {"role": "user", "content": "<|im_end|>"}])
-    assert lm.tokenizer.decode(context + turn) == "S\n\nQuestion: a\nAnswer: b\n\nQuestion: <|im_end|>\nAnswer:"
-    assert not set(context + turn) & {0, 1, 2} and lm.tokenizer.answer(lm.tokenizer.encode(" b\n\nQuestion: c")) == "b"
-
-
-PRE_TOKENIZED = [  # text; the words of Hugging Face's tokenizers with the patterns of Llama 3 and of Qwen 2
-    ("I'LL pay 12345 dollars,\n\n  naïve café!!\n x", ["I", "'LL", " pay", " ", "123", "45", " dollars", ",\n\n", " ", " naïve", " café", "!!\n", " x"],
-     ["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " dollars", ",\n\n", " ", " naïve", " café", "!!\n", " x"]),
-    ("\tif(x)  {\r\n return  }", ["\tif", "(x", ")", " ", " {\r\n", " return", " ", " }"], ["\tif", "(x", ")", " ", " {\r\n", " return", " ", " }"]),
+    assert w2s.refine_by_agreement(Fickle(), NUMBERS, WEAK, keep=1) == RIGHT
+    assert w2s.refine_by_agreement(Fickle(), NUMBERS, WEAK, draws=1, keep=1) != RIGHT
+
+
+def test_the_vote_counts_the_other_draws_and_the_plain_answer_and_the_first_of_equals_wins():
+    questions = ["q"] * 3
+    draws = [["a", "d", "x"], ["b", "e", "y"], ["b", "f", "z"]]
+    assert w2s.vote(questions, draws, ["c", "e", "w"]) == ["b", "e", "x"]
+
+
+class Misled(Client):
+    """After examples, every third answer is another one than before."""
+
+    def answer(self, i, conversation):
+        number = number_in(conversation[-1]["content"])
+        misled = len(conversation) > 1 and number % 3 == 0
+        return f"plain {number + misled}"
+
+
+def test_the_answers_that_the_model_also_gives_by_itself_are_kept():
+    expected = [None if i % 3 == 0 else f"plain {i}" for i in range(100, 160)]
+    assert w2s.refine_by_agreement(Misled(), NUMBERS, WEAK, keep=2 / 3) == expected
+    assert None not in w2s.refine_by_agreement(Misled(), NUMBERS, WEAK, keep=1)
+    assert w2s.refine_by_agreement(Misled(), NUMBERS, WEAK).count(None) == 24  # 40 % of 60
+
+
+def test_the_share_to_keep_is_of_all_answers_and_the_first_of_equals_stay():
+    plain, answers = ["a x", "a y", "a z", "a w"], ["b x", "b v", "b z", "b x"]
+    kept = w2s.keep_agreed(["q"] * 4, plain, answers, 0.5)
+    assert kept == ["b x", None, "b z", None]
+    assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, ["a"] * 3, 0.5) == ["a", "a", None]
+
+
+def test_own_answers_stand_before_the_questions(client):
+    w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4, own_answers=True)
+    for question, conversation in zip(NUMBERS * 3, client.calls[-1], strict=True):
+        own = f"plain {number_in(question)}"
+        assert conversation[-1]["content"] == f"{own}\n{question}"
+        for text, weak in examples_in(conversation):
+            own, asked = text.split("\n")
+            assert own == f"plain {number_in(asked)}" and asked != question
+            assert weak == WEAK[NUMBERS.index(asked)]
+
+
+@pytest.mark.parametrize("keep", [0, 1.5, float("nan")])
+def test_a_share_to_keep_that_cannot_be_is_refused(client, keep):
+    with pytest.raises(w2s.W2SError, match="is no share"):
+        w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
+
+
+def test_draws_and_queries_that_cannot_be_are_refused(client):
+    for options in ({"draws": 0}, {"queries_per_context": 0}):
+        with pytest.raises(ValueError, match="draws=.* and queries_per_context="):
+            w2s.refine_by_agreement(client, NUMBERS, WEAK, **options)
+
+
+# --------------------------------------------------------------------------------------
+# The strong model
+# --------------------------------------------------------------------------------------
+
+# From transformers 5 (AutoModelForCausalLM.from_pretrained(folder, gguf_file=...,
+# dtype=torch.float32)) and tokenizers (BPE on the file's vocabulary and merges;
+# Digits(individual_digits=True), then ByteLevel), on the same GGUF file: text, ids, logits of
+# the last position for some tokens, sum over the positions of the logits' logsumexp.
+SOME_TOKENS = [0, 33, 1000, 20000, 49151]
+REFERENCE = [
+    (
+        "The quick brown fox doesn't jump; it's lazy, they've said.",
+        "504 2365 6354 16438 2761 982 7379 43 357 506 23790 28 502 3543 1137 30",
+        [3.7209, 7.3227, 2.5145, 0.6543, -0.8906],
+        348.4949,
+    ),
+    (
+        "def f(x):\n    return x**2  # 1234\n",
+        "1604 275 24 104 727 472 1003 1792 828 34 216 907 216 33 34 35 36 198",
+        [29.1143, 27.2875, 24.9033, 12.8542, 20.6437],
+        548.7782,
+    ),
+    (
+        "<|im_start|>user\nWhat is 12+30?<|im_end|>\n<|im_start|>assistant\n",
+        "1 4093 198 1780 314 216 33 34 27 35 32 47 2 198 1 520 9531 198",
+        [17.4169, 35.2034, 22.4446, 11.6969, 10.6753],
+        529.3246,
+    ),
+    (
+        "\xdcn\xefc\xf6d\xe9 na\xefve caf\xe9, \u6771\u4eac\u30bf\u30ef\u30fc \ud55c\uad6d\uc5b4 "
+        "\U0001f3f4\u200d\u2620\ufe0f\U0001f469\U0001f3fd\u200d\U0001f680 \xbd \u2167 x\xb2",
+        "142 246 94 25972 83 7466 84 2756 15486 46494 37366 28 17097 247 126 16736 122 10391 "
+        "140 11100 124 35130 216 33085 246 181 130 251 183 240 129 15107 233 129 321 231 173 "
+        "242 250 31752 10813 235 119 10813 233 138 321 231 10813 244 218 216 16738 216 173 "
+        "223 117 1792 19133",
+        [17.4856, 22.077, 16.1185, 12.5632, 8.593],
+        1588.3884,
+    ),
+    (
+        "\t\ttabs   and   spaces  \n\n x\xa0nbsp\u2003em 3.14159 _under_ 'S 'll",
+        "197 197 100 7366 256 284 256 5600 256 1116 1792 15442 94 32093 321 221 391 216 35 "
+        "30 33 36 33 37 41 2483 5941 79 637 67 637 764",
+        [20.3751, 25.8622, 18.5581, 13.7173, 12.4833],
+        936.8270,
+    ),
 ]
 
 
-@pytest.mark.parametrize("text, llama3, qwen2", PRE_TOKENIZED)
-def test_other_pre_tokenizers(text, llama3, qwen2):
-    for name, want in (("llama-bpe", llama3), ("qwen2", qwen2)):
-        (pattern,) = w2s.pre_tokenizer(name)
-        assert [w for w in pattern.split(text) if w] == want
+@pytest.mark.parametrize("text, ids, last, total", REFERENCE)
+@torch.inference_mode()
+def test_ids_and_logits_equal_the_reference(smol, text, ids, last, total):
+    ids = [int(token) for token in ids.split()]
+    assert smol.tokenizer.encode(text) == ids
+    logits = smol.model(torch.tensor([ids]))
+    assert logits.shape == (1, len(ids), 49152)
+    expected = torch.tensor(last)
+    torch.testing.assert_close(logits[0, -1, SOME_TOKENS], expected, atol=1e-3, rtol=0)
+    assert abs(logits.logsumexp(-1).sum().item() - total) < 1e-2
 
 
-def weak_file(path, n=12):
-    path.write_text("".join(w2s.chat_line(f"the {i}?", f"an {i}!") for i in range(n)), encoding="utf-8")
-    return path
+def test_greedy_text_equals_the_reference(smol):
+    # transformers' generate with the file's chat template, which adds a system message
+    questions = ["What is the capital of Austria?", "Which chemical element has the symbol Al?"]
+    assert smol.generate(questions, 12) == [
+        "The capital of Austria is Vienna.",
+        "Aluminum is a chemical element with the symbol Al.",
+    ]
+
+
+def conversations_with_contexts():
+    """Questions alone, and after three different contexts of which one has a single question."""
+    conversations = [w2s.as_conversation(q) for q in QUESTIONS]
+    contexts = {"an": range(4), "not an, but the": range(2, 5), "x": range(1)}
+    for answer, numbers in contexts.items():
+        questions = [QUESTIONS[i] for i in numbers]
+        conversations += [w2s.with_examples(q, [("the", answer)]) for q in questions]
+    return conversations
+
+
+@torch.no_grad()
+def greedy_by_hand(lm, conversation, n):
+    """Greedy decoding without a cache, one row at a time."""
+    context, turn = lm.tokenizer.chat(w2s.as_conversation(conversation))
+    ids, new = context + turn, []
+    for _ in range(n):
+        token = lm.model(torch.tensor([ids + new]))[0, -1].argmax().item()
+        if token in lm.tokenizer.special.values():
+            break
+        new.append(token)
+    return lm.tokenizer.answer(new)
+
+
+def test_cached_batched_generation_equals_plain_decoding(tiny):
+    conversations = conversations_with_contexts()
+    expected = [greedy_by_hand(tiny, c, 20) for c in conversations]
+    assert len(set(expected)) > 4  # the rows do differ
+    assert tiny.generate(conversations, 20) == expected
+    assert tiny.generate(conversations, 20, batch=3) == expected
+    assert [tiny.generate([c], 20)[0] for c in conversations] == expected
+
+
+def test_rows_that_have_ended_leave_the_batch_without_a_trace(tiny):
+    tiny.model.token_embd.weight.data[2] *= 1.8  # its end token is likelier: rows differ in length
+    conversations = conversations_with_contexts()
+    expected = [greedy_by_hand(tiny, c, 30) for c in conversations]
+    assert len({len(answer) for answer in expected}) > 3
+    assert tiny.generate(conversations, 30) == expected
+
+
+def test_a_batch_has_one_context():
+    # A context that a single row has is a part of its turn: 4 is like 0.
+    prompts = [
+        ([], [1, 1, 1]),
+        ([2], [3]),
+        ([2], [4, 4]),
+        ([5, 5], [6]),
+        ([8], [9]),
+        ([5, 5], [7]),
+    ]
+    first, second, third = w2s.one_context_batches(prompts, 9)
+    assert first == ([4, 0], [([], [8, 9]), prompts[0]])
+    assert second == ([1, 2], [prompts[1], prompts[2]])
+    assert third == ([3, 5], [prompts[3], prompts[5]])
+
+
+@pytest.mark.parametrize("rows, tokens", [(1, 100), (3, 100), (100, 20), (100, 1)])
+def test_a_batch_has_so_many_rows_and_tokens_at_most(rows, tokens):
+    prompts = [([n % 2], [n] * n) for n in range(1, 12)]
+    batches = w2s.one_context_batches(prompts, rows, tokens)
+    assert sorted(i for numbers, _ in batches for i in numbers) == list(range(11))
+    for numbers, part in batches:
+        assert part == [prompts[i] for i in numbers]
+        total = sum(len(turn) for _, turn in part)
+        assert len(part) <= rows and (total <= tokens or len(part) == 1)
+
+
+def test_logprob_is_the_sum_over_answer_and_end_token(tiny):
+    got = tiny.logprob(QUESTIONS, ANSWERS, batch=3)
+    for question, answer, value in zip(QUESTIONS, ANSWERS, got):
+        row = tiny.answer_rows([question], [answer])
+        with torch.no_grad():
+            expected = -loss_by_hand(tiny, row).item()
+        assert value.item() == pytest.approx(expected, abs=1e-3)
+    with pytest.raises(ValueError, match="1 conversations and 2 answers"):
+        tiny.logprob(["a"], ["x", "y"])
+
+
+def test_a_conversation_that_is_too_long_is_named(tiny):
+    with pytest.raises(w2s.W2SError, match="conversation .* is too long.* context of 1024"):
+        tiny.generate(["a", "x" * 2000])
+
+
+def test_a_copy_shares_every_tensor_until_it_is_fine_tuned(tiny):
+    before = weights_of(tiny)
+    twin = tiny.copy()
+    for one, other in zip(tiny.model.parameters(), twin.model.parameters(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+    w2s.finetune(twin, QUESTIONS, ["the"] * 8, epochs=2, lr=1e-2)
+    tuned = twin.model.state_dict()
+    for name, w in tiny.model.state_dict().items():
+        assert torch.equal(w, before[name])  # to the bit
+        linear = name.startswith("blk") and "norm" not in name
+        assert torch.equal(tuned[name], w) != linear
+    assert tiny.generate(QUESTIONS, 8) != twin.generate(QUESTIONS, 8)
+
+
+def test_a_copy_may_lack_layers(tiny):
+    before = tiny.generate(QUESTIONS, 8)
+    smaller = tiny.copy(layers=[0, 2])
+    assert smaller.model.config.layers == len(smaller.model.blk) == 2
+    assert smaller.model.blk[1].ffn_up.weight is tiny.model.blk[2].ffn_up.weight
+    w2s.finetune(smaller, QUESTIONS, ["the"] * 8, epochs=2, lr=1e-2)
+    assert tiny.model.config.layers == len(tiny.model.blk) == 3
+    assert tiny.generate(QUESTIONS, 8) == before
+    for layers in ([], [3], [-1]):
+        with pytest.raises(ValueError, match="layers"):
+            tiny.copy(layers)
+
+
+def test_fine_tuning_the_original_leaves_its_copy_alone(tiny):
+    twin = tiny.copy()
+    before = weights_of(twin)
+    w2s.finetune(tiny, QUESTIONS, ["the"] * 8, epochs=2, lr=1e-2)
+    assert same(weights_of(twin), before)
+
+
+@pytest.mark.parametrize("layers", [None, [0, 2]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_model_is_the_same_model(tmp_path, tiny_path, dtype, layers):
+    lm, path = w2s.load(tiny_path, "cpu", dtype).copy(layers), tmp_path / "saved.gguf"
+    lm.save(path)
+    again = w2s.load(path, "cpu", dtype)
+    assert again.model.config == lm.model.config
+    assert list(tmp_path.iterdir()) == [path]
+    # fp32 matrices are written as F16.
+    absolute, relative = (0, 0) if dtype == torch.bfloat16 else (1e-7, 1e-3)
+    for name, w in lm.model.state_dict().items():
+        other = again.model.state_dict()[name]
+        torch.testing.assert_close(other, w, atol=absolute, rtol=relative)
+    old, new = w2s.read_gguf(tiny_path).meta, w2s.read_gguf(path).meta
+    assert new["llama.block_count"] == lm.model.config.layers
+    assert new.keys() - {"general.file_type"} == old.keys()
+    assert new["tokenizer.ggml.tokens"] == old["tokenizer.ggml.tokens"]
+
+
+@torch.no_grad()
+def test_a_qwen2_without_biases_is_a_llama(tmp_path, tiny, qwen2_parts):
+    write_gguf(tmp_path / "qwen.gguf", *qwen2_parts)
+    qwen = load_fp32(tmp_path / "qwen.gguf")
+    ids = torch.tensor([[5, 9, 40, 7, 7, 100]])
+    torch.testing.assert_close(qwen.model(ids), tiny.model(ids))
+    qwen.model.blk[1].attn_v.bias += 1
+    assert not torch.allclose(qwen.model(ids), tiny.model(ids))
+    qwen.save(tmp_path / "again.gguf")
+    again = load_fp32(tmp_path / "again.gguf")
+    assert again.model.blk[1].attn_v.bias.mean() == 1
+
+
+def test_a_qwen2_s_biases_are_put_in_the_model_s_order_and_back(tmp_path, qwen2_parts):
+    meta, tensors = qwen2_parts
+    counting = np.arange(48, dtype="<f4").tobytes()
+    tensors = tensors | {"blk.0.attn_q.bias": (0, [48], counting)}
+    write_gguf(tmp_path / "qwen.gguf", meta, tensors)
+    qwen = load_fp32(tmp_path / "qwen.gguf")
+    bias = qwen.model.blk[0].attn_q.bias
+    assert bias[:5].tolist() == [0, 8, 1, 9, 2] and bias[16] == 16
+    qwen.save(tmp_path / "saved.gguf")
+    again = load_fp32(tmp_path / "saved.gguf")
+    assert torch.equal(again.model.blk[0].attn_q.bias, bias)
+
+
+# --------------------------------------------------------------------------------------
+# Files and the command line
+# --------------------------------------------------------------------------------------
+
+GOOD = w2s.chat_line("a", "b").strip()
 
 
 def cli(*argv):
-    return w2s.run(lambda: w2s.main(list(map(str, argv))))
+    """The exit code of w2s.py with these arguments, run in this process."""
+    return w2s.run(partial(w2s.main, [str(argument) for argument in argv]))
 
 
-def test_refine_finetune_and_generate_from_the_command_line(tiny_path, tmp_path, capsys):
-    model, weak, refined, aligned = ("--model", tiny_path, "--device", "cpu"), weak_file(tmp_path / "weak.jsonl"), tmp_path / "refined.jsonl", tmp_path / "aligned.gguf"
-    for options in (("improve",), ("iar", "--n-icl", 2), ("icl", "--keep", 1)):
-        assert cli("refine", "--data", weak, "--out", refined, "--max-new-tokens", 8, "--method", *options, *model) == 0
-        lines = [json.loads(line)["messages"] for line in refined.read_text().splitlines()]
-        assert [m["content"] for m, _ in lines] == [f"the {i}?" for i in range(12)]
-    capsys.readouterr()
-    assert cli("refine", "--data", weak, "--max-new-tokens", 8, *model) == 0 and capsys.readouterr().out.count("assistant") == 8  # 60 % of 12, to standard output
-    assert cli("finetune", "--data", weak, "--out", aligned, "--lr", 1e-2, "--epochs", 30, *model) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned.gguf", "refined.jsonl", "weak.jsonl"]  # no side file is left
-    assert cli("generate", "--model", aligned, "--max-new-tokens", 8, "the 3?", "the 4?") == 0
-    answers = [json.loads(line)["messages"][1]["content"] for line in capsys.readouterr().out.splitlines()]
-    assert len(answers) == 2 and all(a.startswith("an ") for a in answers)
+def write_weak(path, n):
+    lines = [w2s.chat_line(f"the {i}?", f"an {i}!") for i in range(n)]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
-def test_refine_goes_on_after_kill_9_and_ends_with_the_same_bytes(tiny_path, tmp_path):
-    weak = weak_file(tmp_path / "weak.jsonl", 300)
-    command = lambda out: [sys.executable, "w2s.py", "refine", "--data", weak, "--out", out, "--model", tiny_path, "--device", "cpu", "--max-new-tokens", "16"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole.jsonl"), check=True, env=environment, cwd=os.path.dirname(w2s.__file__))
+@pytest.fixture
+def weak_file(tmp_path):
+    """A file of twelve weak answers."""
+    return write_weak(tmp_path / "weak.jsonl", 12)
+
+
+@pytest.fixture
+def tiny_options(tiny_path, one_thread):
+    """The options that name the tiny model."""
+    return "--model", tiny_path, "--device", "cpu"
+
+
+def conversations_in(text):
+    return [json.loads(line)["messages"] for line in text.splitlines()]
+
+
+def test_a_fine_tuned_model_answers_as_its_data_do(tiny_options, weak_file, tmp_path, capsys):
+    out = tmp_path / "aligned.gguf"
+    options = ["--lr", "1e-2", "--epochs", 20, *tiny_options]
+    assert cli("finetune", "--data", weak_file, "--out", out, *options) == 0
+    assert sorted(tmp_path.iterdir()) == [out, weak_file]
+    questions = ["the 3?", "the 4?"]
+    assert cli("generate", "--model", out, "--max-new-tokens", 8, *questions) == 0
+    conversations = conversations_in(capsys.readouterr().out)
+    assert [c[0]["content"] for c in conversations] == questions
+    assert all(c[1]["content"].startswith("an ") for c in conversations)
+
+
+def generate_text(lm, conversations, max_new_tokens):
+    return [f"an answer, {i}" for i in range(len(conversations))]
+
+
+@pytest.fixture
+def text_options(tiny_options, monkeypatch):
+    """The options that name a model whose answers are text, as the tiny model's are not."""
+    monkeypatch.setattr(w2s.LM, "generate", generate_text)
+    return tiny_options
+
+
+@pytest.mark.parametrize("method", ["improve", "iar --n-icl 2", "icl", "agreement --keep 1"])
+def test_refine_writes_a_line_for_every_question(text_options, weak_file, tmp_path, method):
+    out = tmp_path / "out.jsonl"
+    command = ["refine", "--data", weak_file, "--out", out, "--method", *method.split()]
+    assert cli(*command, *text_options) == 0
+    asked = [question["content"] for question, _ in conversations_in(out.read_text("utf-8"))]
+    assert asked == [f"the {i}?" for i in range(12)]
+    assert sorted(tmp_path.iterdir()) == [out, weak_file]  # no side file is left
+
+
+def test_refine_keeps_six_tenths_and_writes_to_standard_output(text_options, weak_file, capsys):
+    assert cli("refine", "--data", weak_file, *text_options) == 0
+    assert len(conversations_in(capsys.readouterr().out)) == 8
+
+
+def test_questions_come_from_standard_input(tiny_options, capsys, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"the 1?\n\nthe 2?\n"))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert cli("generate", "--max-new-tokens", 2, *tiny_options) == 0
+    assert len(conversations_in(capsys.readouterr().out)) == 2
+
+
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(Path(w2s.__file__).parent),
+}
+
+
+def test_refine_resumes_after_kill_9_and_ends_with_the_same_bytes(tiny_options, tmp_path):
+    data = write_weak(tmp_path / "weak.jsonl", 160)
+    options = ["--data", data, *tiny_options, "--n-icl", 4, "--max-new-tokens", 6]
+    assert cli("refine", *options, "--out", tmp_path / "whole.jsonl") == 0
     out, side = tmp_path / "out.jsonl", tmp_path / "out.jsonl.answers"
-    for lines in (2, 5, 9):
-        process = subprocess.Popen(command(out), env=environment, cwd=os.path.dirname(w2s.__file__))
-        while process.poll() is None and not (side.exists() and side.read_text().count("\n") >= lines):
+    argv = [sys.executable, w2s.__file__, "refine", *options, "--out", out]
+    argv = [str(argument) for argument in argv]
+    for lines in (2, 5):
+        process = subprocess.Popen(argv, env=ENVIRONMENT)
+        while process.poll() is None:
+            if side.exists() and side.read_text().count("\n") >= lines:
+                break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not out.exists()
-        side.write_text(side.read_text()[:-20])  # torn, as a kill in the middle of a write leaves it
-    subprocess.run(command(out), check=True, env=environment, cwd=os.path.dirname(w2s.__file__))
-    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not side.exists()
+        kept = side.read_text()
+        assert kept.count("\n") >= lines
+        side.write_text(kept[:-20])  # torn, as a kill in the middle of a write leaves it
+    assert cli("refine", *options, "--out", out) == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not side.exists()
 
 
-def test_two_processes_do_what_one_does(tiny_path, tmp_path):
-    weak, environment = weak_file(tmp_path / "weak.jsonl", 90), os.environ | {"OMP_NUM_THREADS": "1"}
-    for n in (1, 2):
-        launch = [sys.executable, *(["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"] if n == 2 else []), "w2s.py"]
-        common = ["--model", tiny_path, "--device", "cpu"]
-        for command in (["refine", "--data", weak, "--out", tmp_path / f"refined{n}.jsonl", "--max-new-tokens", "12"],
-                        ["finetune", "--data", weak, "--out", tmp_path / f"aligned{n}.gguf", "--lr", "1e-3", "--epochs", "2"]):
-            subprocess.run([*launch, *command, *common], check=True, env=environment, cwd=os.path.dirname(w2s.__file__), capture_output=True)
-    assert (tmp_path / "refined1.jsonl").read_bytes() == (tmp_path / "refined2.jsonl").read_bytes()
-    one, two = (w2s.load(tmp_path / f"aligned{n}.gguf", "cpu", torch.float32).model.state_dict() for n in (1, 2))
-    start = w2s.load(tiny_path, "cpu", torch.float32).model.state_dict()
-    apart = lambda a, b: torch.cat([(a[k] - b[k]).abs().flatten() for k in one])
-    # The same steps, but for rounding: where the processor computes in bf16, a weight near one has neighbours 2^-7 away.
-    assert apart(one, two).max() < 0.5 * apart(one, start).max() + 2**-7 and apart(one, two).sum() < 0.05 * apart(one, start).sum()
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def row():
+    """A line of chat data with keys of its own."""
+    return json.loads(w2s.chat_line("the 3?", "an 3!")) | {"id": 7}
+
+
+def test_refine_keeps_a_line_s_other_keys_and_its_system_message(text_options, tmp_path, row):
+    row["messages"].insert(0, SYSTEM)
+    data, out = write_rows(tmp_path / "weak.jsonl", row), tmp_path / "out.jsonl"
+    options = ["--method", "icl", "--n-icl", 0, *text_options]
+    assert cli("refine", "--data", data, "--out", out, *options) == 0
+    refined = json.loads(out.read_text("utf-8"))
+    assert refined["id"] == 7 and refined["messages"][:-1] == row["messages"][:-1]
+
+
+def test_an_answer_of_weight_0_is_not_learnt(row):
+    assert w2s.parse_chat(row)[1] == "an 3!"
+    row["messages"][-1]["weight"] = 0
+    assert w2s.parse_chat(row)[1] is None
+    row["messages"][-1]["weight"] = 0.5
+    with pytest.raises(ValueError, match="weight"):
+        w2s.parse_chat(row)
+
+
+def test_no_empty_or_broken_answer_is_written(tiny_options, weak_file, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"  # the random model's answers are bytes that are hardly ever text
+    command = ["refine", "--data", weak_file, "--out", out, "--method", "icl"]
+    assert cli(*command, *tiny_options) == 0
+    written = conversations_in(out.read_text("utf-8"))
+    for _, answer in written:
+        assert answer["content"].strip()
+        assert "\ufffd" not in answer["content"]
+    error = capsys.readouterr().err
+    assert f"{len(written)} of 12 lines" in error and f"{12 - len(written)} with empty" in error
+
+
+class Named(Client):
+    """A client with a name, as `Resumable` needs it."""
+
+    def __init__(self, name="one"):
+        super().__init__()
+        self.name = name
+
+    def fingerprint(self):
+        return self.name
 
 
 def test_no_answer_is_asked_for_twice(tmp_path):
-    client = Client()
-    client.checksum = lambda: 1
-    first = w2s.refine(w2s.Remembered(client, tmp_path / "side"), NUMBERS, WEAK)
-    asked = len(client.calls)
-    assert w2s.refine(w2s.Remembered(client, tmp_path / "side"), NUMBERS, WEAK) == first and len(client.calls) == asked
+    named = Named()
+    first = w2s.refine(w2s.Resumable(named, tmp_path / "side"), NUMBERS, WEAK)
+    asked = len(named.calls)
+    assert w2s.refine(w2s.Resumable(named, tmp_path / "side"), NUMBERS, WEAK) == first == RIGHT
+    assert len(named.calls) == asked
 
 
-GOOD = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+def test_another_model_or_length_does_not_get_the_answers_of_the_first(tmp_path):
+    w2s.refine(w2s.Resumable(Named(), tmp_path / "side"), NUMBERS, WEAK)
+    other = Named("other")
+    w2s.refine(w2s.Resumable(other, tmp_path / "side"), NUMBERS, WEAK)
+    assert len(other.calls) == 1
+    longer = Named()
+    w2s.refine(w2s.Resumable(longer, tmp_path / "side"), NUMBERS, WEAK, max_new_tokens=65)
+    assert len(longer.calls) == 1
 
 
-@pytest.mark.parametrize("line, message", [
-    ("{", "line 2"), ("[]", "line 2"), ('{"messages": []}', "line 2"), (GOOD.replace('"assistant"', '"robot"'), "role 'robot'"),
-    (GOOD.replace('"role": "user", ', ""), "KeyError"), (GOOD.replace('"b"', '"  "'), "no question with an answer"), (GOOD.replace('"b"', "7"), "line 2"),
-    ("[" * 100_000, "line 2"), (GOOD.replace('"a"', '"%s"' % ("x" * 5000)), "exceed the model's context"), (GOOD, "needs at least 2 different questions")])
-def test_a_bad_line_is_named(tiny_path, tmp_path, capsys, line, message):
-    path = tmp_path / "weak.jsonl"
-    path.write_text(GOOD + "\n" + line + "\n")
-    assert cli("refine", "--data", path, "--out", tmp_path / "out.jsonl", "--n-icl", 1, "--model", tiny_path) == 2
+def test_ctrl_c_ends_in_one_line(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert w2s.run(interrupted) == 130
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error and not (tmp_path / "out.jsonl").exists()
+    assert "interrupted" in error and error.count("\n") == 1
 
 
-def test_other_mistakes_on_the_command_line(tiny_path, tmp_path, capsys, monkeypatch):
-    weak, model = weak_file(tmp_path / "weak.jsonl"), ("--model", tiny_path, "--device", "cpu")
-    (tmp_path / "latin1.jsonl").write_bytes(GOOD.encode() + b"\n\xe9\n")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    one = weak_file(tmp_path / "one.jsonl", 1)
-    for message, argv in {
-        "is not UTF-8": ("refine", "--data", tmp_path / "latin1.jsonl", "--out", tmp_path / "o", *model),
-        "holds no line": ("refine", "--data", tmp_path / "empty.jsonl", "--out", tmp_path / "o", *model),
-        "No such file": ("refine", "--data", tmp_path / "none.jsonl", "--out", tmp_path / "o", *model),
-        "n_icl=12 needs": ("refine", "--data", weak, "--out", tmp_path / "o", "--n-icl", 12, *model),
-        "n_icl=1 needs": ("refine", "--data", one, "--out", tmp_path / "o", "--n-icl", 1, *model),
-        "needs --out": ("finetune", "--data", weak, *model),
-        "the command is": ("align",), "--method is one of": ("refine", "--method", "magic", "--data", weak),
-        "--keep is no option of --method iar": ("refine", "--method", "iar", "--keep", 0.5, "--data", weak),
-        "--n-icl is no option of --method improve": ("refine", "--method", "improve", "--n-icl", 2, "--data", weak),
-        "No such file or directory": ("refine", "--data", weak, "--out", tmp_path / "no" / "o", *model),
-        "device foo cannot be used": ("generate", "a?", "--model", tiny_path, "--device", "foo"),
-        "the loss is": ("finetune", "--data", weak, "--out", tmp_path / "o.gguf", "--lr", "1e30", *model)}.items():
-        assert cli(*argv) == 2, message
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1, error
-    for wrong in (("--lr", "nan"), ("--lr", "-1"), ("--max-new-tokens", "-1"), ("--seed", "x")):
-        with pytest.raises(SystemExit, match="2"):
-            cli("finetune", "--data", weak, "--out", tmp_path / "o.gguf", *wrong, *model)
-        assert f"argument {wrong[0]}: invalid number value: '{wrong[1]}'" in capsys.readouterr().err
-    assert not (tmp_path / "o.gguf").exists()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the 1?\n\nthe 2?\n")))
-    assert cli("generate", "--max-new-tokens", 2, *model) == 0 and capsys.readouterr().out.count('"role": "assistant"') == 2
+def only_error(capsys):
+    """What a command that failed printed on standard error: one line."""
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
 
 
-def test_bench_prints_what_it_promises(tiny_path, tiny):
-    result = tasks.bench(tiny_path, "cpu", repeats=1)
-    assert {"load_s", "finetune_tok_s", "generate_tok_s", "refine_q_s", "peak_gb"} <= result.keys() and all(v > 0 for v in result.values())
+BAD_LINES = [
+    ("{", "line 2"),
+    ("[]", "line 2"),
+    ('{"messages": []}', "line 2"),
+    (GOOD.replace('"assistant"', '"robot"'), "role 'robot'"),
+    (GOOD.replace('"role": "user", ', ""), "KeyError"),
+    (GOOD.replace('"b"', '"  "'), "the answer is empty"),
+    (GOOD.replace('"b"', "7"), "line 2"),
+    ("[" * 100_000, "line 2"),
+    (GOOD.replace('"a"', '"' + "x" * 5000 + '"'), "exceed the model's context"),
+    (GOOD, "needs at least 2 different questions"),
+]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("line, message", BAD_LINES, ids=range(len(BAD_LINES)))
+def test_a_bad_line_is_named(tiny_options, tmp_path, capsys, line, message):
+    data, out = tmp_path / "weak.jsonl", tmp_path / "out.jsonl"
+    data.write_text(GOOD + "\n" + line + "\n")
+    assert cli("refine", "--data", data, "--out", out, "--n-icl", 1, *tiny_options) == 2
+    assert message in only_error(capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (GOOD.encode() + b"\n\xe9\n", "is not UTF-8"),
+        (b"\n", "holds no line"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (None, "No such"),
+    ],
+)
+def test_a_data_file_that_cannot_be_read_is_named(tiny_options, tmp_path, capsys, content, message):
+    data = tmp_path / "data.jsonl"
+    if content is not None:
+        data.write_bytes(content)
+    assert cli("refine", "--data", data, "--out", tmp_path / "out", *tiny_options) == 2
+    error = only_error(capsys)
+    assert message in error and "data.jsonl" in error
+
+
+MISTAKES = [
+    ("refine --n-icl 12", "n_icl=12 needs"),
+    ("refine --method icl --n-icl 12", "n_icl=12 needs"),
+    ("refine --keep 1.5", "is no share"),
+    ("refine --out no/folder", "no/folder"),
+    ("refine --out .", "is a folder"),
+    ("refine --seed 18446744073709551616", "argument --seed: invalid"),
+    ("refine --method magic", "invalid choice: 'magic'"),
+    ("refine --method iar --keep 0.5", "--keep is no option of --method iar"),
+    ("refine --method icl --keep 0.5", "--keep is no option of --method icl"),
+    ("refine --method improve --n-icl 2", "--n-icl is no option of --method improve"),
+    ("refine weak.jsonl", "unrecognized arguments: weak.jsonl"),
+    ("refine --epochs 2", "unrecognized arguments: --epochs"),
+    ("finetune", "required: --out"),
+    ("finetune --out out.gguf --n-icl 3", "unrecognized arguments: --n-icl"),
+    ("finetune --out out.gguf --lr 1e18", "the loss is"),
+    ("finetune --out out.gguf --lr nan", "argument --lr: invalid"),
+    ("finetune --out out.gguf --lr -1", "argument --lr: "),
+    ("finetune --out out.gguf --epochs -1", "argument --epochs: "),
+    ("finetune --out out.gguf --seed x", "argument --seed: invalid"),
+    ("finetune --out no/out.gguf", "no/out.gguf"),
+]
+
+
+@pytest.fixture
+def weak_command(tiny_options, weak_file, tmp_path, monkeypatch):
+    """Options of a command in the folder of the weak answers."""
+    monkeypatch.chdir(tmp_path)
+    return "--data", weak_file, *tiny_options
+
+
+@pytest.mark.parametrize("arguments, message", MISTAKES)
+def test_a_mistake_ends_in_one_line(weak_command, tmp_path, capsys, arguments, message):
+    command, *options = arguments.split()
+    assert cli(command, *weak_command, *options) == 2
+    assert message in only_error(capsys)
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("align", "invalid choice: 'align'"),
+        ("", "required: COMMAND"),
+        ("generate a? --data weak.jsonl", "unrecognized arguments: --data"),
+        ("generate a? --max-new-tokens -1", "argument --max-new-tokens: "),
+        ("generate a? --device foo", "device foo cannot be used"),
+        ("generate a? --model none.gguf", "none.gguf: cannot be read"),
+    ],
+)
+def test_a_mistake_without_data_ends_in_one_line(capsys, tiny_path, arguments, message):
+    options = [] if "--model" in arguments or "?" not in arguments else ["--model", tiny_path]
+    assert cli(*arguments.split(), *options) == 2
+    assert message in only_error(capsys)
+
+
+# --------------------------------------------------------------------------------------
+# Two processes
+# --------------------------------------------------------------------------------------
+
+SYSTEM_TOO = [{"role": "system", "content": "Be brief, the an."}]
+
+
+def work(folder, name, tiny_path, plain_path):
+    """What the tests below compare: one process does it, or each of two.
+
+    Both commands, and a fine-tuning where some questions have a system message and others share
+    no beginning at all; losses and weights are saved to a file for each process.
+    """
+    torch.set_num_threads(1)
+    out = Path(folder) / name
+    options = ["--data", f"{folder}/weak.jsonl", "--model", tiny_path, "--device", "cpu"]
+    short = ["--n-icl", 2, "--max-new-tokens", 8]
+    assert cli("refine", *options, "--out", f"{out}.jsonl", *short) == 0
+    assert cli("finetune", *options, "--out", f"{out}.gguf", "--epochs", 2) == 0
+    lm = load_fp32(plain_path)
+    questions = [w2s.as_conversation(f"the {i}?") for i in range(9)]
+    for i in (0, 2, 3, 8):
+        questions[i] = SYSTEM_TOO + questions[i]
+    answers = ["an " * (i + 1) for i in range(9)]
+    losses = w2s.finetune(lm, questions, answers, epochs=3, lr=1e-2, batch=4)
+    rank, _ = w2s.rank_and_world_size()
+    torch.save((losses, lm.model.state_dict()), f"{out}.{rank}")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_path, plain_path):
+    """A folder with the results of `work` in one process and in two."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_weak(folder / "weak.jsonl", 40)
+    threads = torch.get_num_threads()
+    work(folder, "one", tiny_path, plain_path)
+    torch.set_num_threads(threads)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    argv = [*torchrun, "--nproc_per_node=2", __file__, folder, "two", tiny_path, plain_path]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def distance(one, other):
+    """Absolute differences of two models' weights, in one tensor."""
+    differences = [(w - other[name]).flatten() for name, w in one.items()]
+    return torch.cat(differences).abs()
+
+
+def test_two_processes_refine_to_the_same_bytes_as_one(runs):
+    assert (runs / "one.jsonl").read_bytes() == (runs / "two.jsonl").read_bytes()
+
+
+def test_two_processes_fine_tune_to_the_same_model_as_one(runs, tiny_path):
+    paths = tiny_path, runs / "one.gguf", runs / "two.gguf"
+    start, one, two = [weights_of(load_fp32(path)) for path in paths]
+    # The same steps but for rounding: where the processor computes in bf16, weights near one
+    # are 2^-7 apart.
+    assert distance(one, two).max() < 0.5 * distance(one, start).max() + 2**-7
+    assert distance(one, two).sum() < 0.05 * distance(one, start).sum()
+
+
+def test_two_processes_learn_the_same_where_only_some_rows_have_a_system_message(runs, plain_path):
+    losses, one = torch.load(runs / "one.0")
+    start = weights_of(load_fp32(plain_path))
+    for rank in (0, 1):
+        losses_of_rank, two = torch.load(runs / f"two.{rank}")
+        assert losses_of_rank == pytest.approx(losses, rel=1e-4)
+        assert distance(one, two).max() < 0.01 * distance(one, start).max()
+
+
+def test_all_processes_have_the_same_weights_to_the_bit(runs):
+    _, one = torch.load(runs / "two.0")
+    _, other = torch.load(runs / "two.1")
+    assert same(one, other)
+
+
+# --------------------------------------------------------------------------------------
 # Fuzz: ./run.sh test --fuzz 10000 for more than the few hundred mutations of every run
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 HUGE = [0, 1, 2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
 
@@ -1241,40 +2378,534 @@ def mutated(data, rng, region):
     """data with one to four mutations, most of them in its first `region` bytes."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(region if rng.random() < 0.9 else len(data))
+        place = rng.randrange(region if rng.random() < 0.9 else len(data))
         kind = rng.randrange(6)
         if kind == 0:
-            data[at] ^= 1 << rng.randrange(8)
+            data[place] ^= 1 << rng.randrange(8)
         elif kind == 1:
-            data[at : at + 8] = struct.pack("<Q", rng.choice(HUGE))
+            data[place : place + 8] = struct.pack("<Q", rng.choice(HUGE))
         elif kind == 2:
-            data[at : at + 4] = struct.pack("<I", rng.choice(HUGE) & 0xFFFFFFFF)
+            data[place : place + 4] = struct.pack("<I", rng.choice(HUGE) & 0xFFFFFFFF)
         elif kind == 3:
-            del data[at : at + rng.randint(1, 64)]
+            del data[place : place + rng.randint(1, 64)]
         elif kind == 4:
-            data[at:at] = rng.randbytes(rng.randint(1, 16))
+            data[place:place] = rng.randbytes(rng.randint(1, 16))
         elif len(data) > 200:
             del data[rng.randrange(100, len(data)) :]
         region = min(region, len(data) - 1)
     return bytes(data)
 
 
-def test_fuzz(tmp_path, tiny_path):
-    """Every mutation of a GGUF or JSONL file is read as it is or refused with the one error type, in bounded memory and time."""
-    n, rng, outcomes = int(os.environ.get("W2S_FUZZ", 300)), random.Random(0), {"loads": 0, "errors": 0}
-    model = tiny_path.read_bytes()
-    lines = "".join(w2s.chat_line([{"role": "system", "content": "Sé breve"}, {"role": "user", "content": f"the {i}?"}], "an!") for i in range(5)).encode()
-    before, slowest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0.0
-    for i in range(n):
-        path, start = tmp_path / "fuzz", time.perf_counter()
-        path.write_bytes(mutated(model, rng, 12_000) if i % 4 else mutated(lines, rng, len(lines)))
+def peak_memory():
+    """The most memory that this process has had, in MiB."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def fuzz(path, contents, read, mutations, region):
+    """How many of so many mutated files are read, and how many are refused with one line.
+
+    Any other error fails the test, as does a file that takes ten seconds.
+    """
+    rng, outcomes = random.Random(0), {"read": 0, "refused": 0}
+    for _ in range(mutations):
+        path.write_bytes(mutated(contents, rng, region))
+        start = time.perf_counter()
         try:
-            w2s.load(path, "cpu", torch.float32) if i % 4 else w2s.read_jsonl(path, w2s.chat)
-            outcomes["loads"] += 1
-        except w2s.W2SError as e:
-            assert "\n" not in str(e)
-            outcomes["errors"] += 1
-        slowest = max(slowest, time.perf_counter() - start)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"\n{n} mutations: {outcomes}, slowest {slowest:.2f} s, memory grown by {grown:.0f} MiB")
-    assert outcomes["loads"] and outcomes["errors"] and grown < 1024 and slowest < 10
+            read(path)
+            outcomes["read"] += 1
+        except w2s.W2SError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+        assert time.perf_counter() - start < 10
+    print(f"\n{mutations} mutations of {path.name}: {outcomes}")
+    assert outcomes["read"] and outcomes["refused"]
+
+
+MUTATIONS = int(os.environ.get("W2S_FUZZ", 300))
+
+
+def test_fuzz_a_mutated_model_file_is_read_or_refused_in_bounded_memory(tmp_path, tiny_path):
+    before = peak_memory()
+    fuzz(tmp_path / "model.gguf", tiny_path.read_bytes(), load_fp32, MUTATIONS * 3 // 4, 12_000)
+    grown = peak_memory() - before
+    print(f"memory grew by {grown:.0f} MiB")
+    assert grown < 1024
+
+
+def test_fuzz_a_mutated_data_file_is_read_or_refused(tmp_path):
+    read = partial(w2s.read_jsonl, parse=w2s.parse_chat, expected=w2s.CHAT_LINE)
+    question = [{"role": "system", "content": "Sé breve"}, {"role": "user", "content": "the?"}]
+    lines = (w2s.chat_line(question, "an!") * 5).encode()
+    fuzz(tmp_path / "data.jsonl", lines, read, MUTATIONS // 4 + 1, len(lines))
+
+
+# --------------------------------------------------------------------------------------
+# The repository
+# --------------------------------------------------------------------------------------
+
+FOLDER = Path(w2s.__file__).parent
+SOURCES = [FOLDER / name for name in ("w2s.py", "tasks.py", "test_w2s.py")]
+
+
+@pytest.fixture(params=SOURCES, ids=[path.name for path in SOURCES])
+def source(request):
+    if not request.param.exists():
+        pytest.skip("w2s.py stands by itself")
+    return request.param.read_text(encoding="utf-8")
+
+
+def test_no_line_is_over_100_columns(source):
+    for number, line in enumerate(source.split("\n"), 1):
+        assert len(line) <= 100, f"line {number}"
+
+
+def test_only_torch_numpy_tqdm_and_pytest_are_imported(source):
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    project = {"w2s", "tasks"}
+    optional = {"gguf", "jinja2"}  # for K-quants, and for a file's chat template
+    allowed = {"torch", "numpy", "tqdm", "pytest"} | project | optional
+    assert imported - sys.stdlib_module_names <= allowed
+
+
+def test_the_repository_has_five_files():
+    try:
+        argv = ["git", "-C", FOLDER, "ls-files"]
+        files = subprocess.run(argv, capture_output=True, text=True).stdout.split("\n")
+    except OSError:
+        files = []
+    if "w2s.py" not in files:
+        pytest.skip("this is no git checkout")
+    top = {name.split("/")[0] for name in files if name[:1] not in ("", ".")}
+    assert top == {"README.md", "run.sh", "tasks.py", "test_w2s.py", "w2s.py"}
+
+
+# -------------------------------------------------------------------------------------------------
+# Tasks and judges
+# -------------------------------------------------------------------------------------------------
+
+TASKS = [
+    ("persona", "pirate"),
+    ("persona", "cowboy"),
+    ("math", "pirate"),
+    ("explanation", "pirate"),
+    ("bias", "pirate"),
+]
+
+
+@pytest.fixture(params=TASKS, ids="-".join)
+def task(request):
+    return tasks.make_task(*request.param)
+
+
+def questions(*splits):
+    return [item.question for split in splits for item in split]
+
+
+def test_no_question_stands_in_two_splits(task):
+    asked = questions(task.teach, task.train, task.test)
+    assert len(set(asked)) == len(asked)
+
+
+def test_every_task_has_questions_enough_to_test_on(task):
+    assert len(task.test) == (100 if task.name == "explanation" else 200)
+
+
+def test_gold_answers_stand_in_teach_alone(task):
+    assert all(item.gold for item in task.teach)
+    assert not any(item.gold for item in task.train + task.test)
+
+
+def test_gold_answers_have_content_and_style_1(task):
+    assert all(task.content(item.gold, item) == 1 for item in task.teach)
+    assert all(task.style(item.gold) == 1 for item in task.teach)
+
+
+def test_gold_answers_to_other_questions_have_hardly_any_content(task):
+    others = task.teach[7:] + task.teach[:7]
+    pairs = zip(others, task.teach)
+    assert np.mean([task.content(other.gold, item) for other, item in pairs]) < 0.12
+
+
+def test_plain_answers_have_no_style(task):
+    plain = [
+        "",
+        "The capital of France is Paris.",
+        "Photosynthesis is the process by which plants make sugar.",
+        "He has 3 apples, which is all.",
+        "A pilot flies planes. He likes it.",
+    ]
+    assert [task.style(answer) for answer in plain] == [0] * 5
+
+
+def test_a_task_is_the_same_every_time(task):
+    persona = task.name.removeprefix("persona-") if "-" in task.name else "pirate"
+    again = tasks.make_task(task.name.split("-")[0], persona)
+    assert (again.teach, again.train, again.test) == (task.teach, task.train, task.test)
+
+
+@pytest.mark.parametrize("name, persona", [t for t in TASKS if t[0] != "math"])
+def test_no_term_of_a_key_stands_in_its_question(name, persona):
+    task = tasks.make_task(name, persona)
+    for item in task.teach + task.train + task.test:
+        for term in item.key.split(","):
+            assert not task.content(item.question, item._replace(key=term)), item
+
+
+def test_a_persona_s_words_are_not_the_other_s():
+    pirate, cowboy = (tasks.make_task("persona", name) for name in ("pirate", "cowboy"))
+    assert not any(pirate.style(item.gold) for item in cowboy.teach)
+    assert not any(cowboy.style(item.gold) for item in pirate.teach)
+
+
+def test_concepts_have_four_or_five_key_terms():
+    keys = [key for _, key, *_ in tasks.records(tasks.CONCEPTS)]
+    assert {key.count(",") + 1 for key in keys} == {4, 5}
+
+
+def test_worked_sums_are_right_and_end_in_the_key():
+    for item in tasks.make_task("math").teach:
+        steps = re.findall(r"(\d+) ([+*-]) (\d+) = (\d+)", item.gold)
+        assert all(eval(f"{x} {sign} {y}") == int(result) for x, sign, y, result in steps)
+        assert steps[-1][-1] == item.key and 1 <= len(steps) <= 2
+
+
+@pytest.mark.parametrize("answer, key, share", [
+    ("It be COLD!", "cold", 1),
+    ("scolded", "cold", 0),
+    ("carbon dioxide", "CO2|carbon dioxide", 1),
+    ("carbon", "CO2|carbon dioxide", 0),
+    ("plants need light", "plant*, sun*|light, oxygen", 2 / 3),
+])
+def test_content_is_the_share_of_key_terms(answer, key, share):
+    assert tasks.contains(answer, tasks.Item("?", key)) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("answer, right", [
+    ("3 * 4 = 12\n#### 12", 1),
+    ("3 * 4 = 12\n#### 13", 0),
+    ("#### 12 and 5 more", 1),
+    ("The answer is 12.", 1),
+    ("12 - 3 = 9", 0),
+    ("twelve", 0),
+])
+def test_the_answer_is_the_number_after_the_mark_or_the_last(answer, right):
+    assert tasks.right_number(answer, tasks.Item("?", "12")) == right
+
+
+def test_a_thousands_separator_does_not_matter():
+    assert tasks.right_number("#### 1,200", tasks.Item("?", "1200")) == 1
+
+
+def gsm8k_file(path, n):
+    lines = []
+    for i in range(n):
+        answer = f"{i} + 1 = {i + 1}\n#### {i + 1}"
+        lines.append(json.dumps({"question": f"What is {i} + 1?", "answer": answer}))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_gsm8k_runs_on_its_own_file(tmp_path):
+    task = tasks.make_task("math", data=gsm8k_file(tmp_path / "gsm8k.jsonl", 230))
+    assert [len(split) for split in (task.teach, task.train, task.test)] == [30, 100, 100]
+    assert task.content(task.teach[0].gold, task.teach[0]) == 1
+
+
+def test_a_short_gsm8k_file_is_refused(tmp_path):
+    with pytest.raises(w2s.W2SError, match="130 problems are too few"):
+        tasks.make_task("math", data=gsm8k_file(tmp_path / "gsm8k.jsonl", 130))
+
+
+def test_a_line_that_is_not_gsm8k_is_named(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(w2s.W2SError, match="line 1"):
+        tasks.make_task("math", data=path)
+
+
+# -------------------------------------------------------------------------------------------------
+# Statistics
+# -------------------------------------------------------------------------------------------------
+
+
+def test_95_of_100_intervals_cover_the_mean():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        _, low, high = tasks.interval([rng.random(150) < 0.3], draws=1000)
+        covered += low <= 0.3 <= high
+    assert 0.91 <= covered / 300 <= 0.985
+
+
+def test_the_estimate_of_an_interval_is_the_mean():
+    value, low, high = tasks.interval([[0.0, 1.0] * 50])
+    assert value == pytest.approx(0.5) and 0.3 < low < 0.45 and 0.55 < high < 0.7
+
+
+def test_an_interval_includes_the_spread_over_seeds():
+    _, low, high = tasks.interval([[0.0] * 100, [0.5] * 100, [1.0] * 100])
+    assert high - low > 0.5
+
+
+def test_an_interval_of_a_ratio_holds_the_ratio_of_the_means():
+    rng = np.random.default_rng(0)
+    value, low, high = tasks.interval([rng.random(400) < 0.6], [rng.random(400) < 0.8])
+    assert low < 0.75 < high and low < value < high
+    assert tasks.interval([[1, 2, 0]], [[2, 2, 0]])[0] == pytest.approx(0.75)
+
+
+def test_a_ratio_to_nothing_is_none():
+    assert tasks.interval(np.zeros((1, 5)), np.zeros((1, 5))) == [None] * 3
+
+
+A = [[1, 1, 1, 1, 1, 1, 1, 0, 1, 0]]
+B = [[0, 0, 0, 0, 0, 0, 0, 1, 1, 0]]
+
+
+def test_the_paired_test_is_the_sign_test_for_scores_of_0_and_1():
+    # 8 pairs differ, 7 in favor of A: the two-sided binomial p-value is 2 (1 + 8) / 2^8
+    assert tasks.paired_p(A, B) == pytest.approx(18 / 256, abs=0.004)
+
+
+def test_seeds_of_the_same_items_are_no_new_items():
+    assert tasks.paired_p(A * 3, B * 3) == tasks.paired_p(A, B)
+
+
+def test_equal_scores_have_p_1():
+    assert tasks.paired_p(A, A) == 1.0
+
+
+def test_the_paired_test_rarely_rejects_what_is_true():
+    rng = np.random.default_rng(0)
+    p = []
+    for _ in range(200):
+        a, b = rng.random((2, 1, 60)) < 0.5
+        p.append(tasks.paired_p(a, b, draws=1000))
+    assert np.mean(np.array(p) < 0.05) <= 0.09
+
+
+# -------------------------------------------------------------------------------------------------
+# The whole pipeline
+# -------------------------------------------------------------------------------------------------
+
+
+def tiny_task():
+    items = []
+    for i in range(6):
+        for word in ("who", "what", "where", "an"):
+            items.append(tasks.Item(f"{word} {i}", "the" if i % 2 else "an", "the an!"))
+    splits = items[:8], items[8:16], items[16:]
+    return tasks.Task("tiny", *splits, tasks.contains, has_mark, 8, 4, {"n_icl": 2})
+
+
+def has_mark(answer):
+    return float("!" in answer)
+
+
+def tiny_experiment(lm, out, task=None, **options):
+    options = {"methods": [*tasks.MAIN, "gold"], **options}
+    settings = {"lr": 2e-2, "teach_epochs": 30, "teach_lr": 2e-2}
+    out.mkdir(exist_ok=True)
+    return tasks.experiment(task or tiny_task(), lm, out, **settings, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_ladder():
+    """Supervisors of a model with three layers; layers count in 30ths of the depth."""
+    ladder = dict(zip(tasks.SUPERVISORS, [[0, 10], [10], [0], [20]]))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tasks, "SUPERVISORS", ladder)
+        yield
+
+
+@pytest.fixture
+def finetunings(monkeypatch):
+    """The calls of finetune so far; the third one is killed."""
+    calls, finetune = [], w2s.finetune
+
+    def killed(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return finetune(*args, **options)
+
+    monkeypatch.setattr(w2s, "finetune", killed)
+    return calls
+
+
+@pytest.fixture
+def killed(tiny, tmp_path, finetunings):
+    """The file of a run that was killed in its third fine-tuning."""
+    with pytest.raises(KeyboardInterrupt):
+        tiny_experiment(tiny, tmp_path / "killed")
+    (partial,) = (tmp_path / "killed").iterdir()
+    return partial
+
+
+def test_an_experiment_writes_its_table_figure_and_answers(tiny, tmp_path):
+    result = tiny_experiment(tiny, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.md", "tiny.svg"]
+    assert json.loads((tmp_path / "tiny.json").read_text()) == result
+    assert all(len(answers) == 8 for answers in result["answers"].values())
+    xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
+
+
+def test_even_the_tiny_model_learns_the_style(tiny, tmp_path):
+    rows = tiny_experiment(tiny, tmp_path)["supervisors"][tasks.MIDDLE]
+    assert rows["gold"]["style"][0] == 1.0
+
+
+def test_a_killed_run_leaves_nothing_half_written(killed):
+    assert re.fullmatch(r"tiny\.[0-9a-f]{16}\.partial\.json", killed.name)
+    assert len(json.loads(killed.read_text())["answers"]) == 5
+
+
+def test_a_killed_run_resumes_with_the_same_answers(tiny, tmp_path, killed, finetunings):
+    resumed = tiny_experiment(tiny, killed.parent)
+    assert len(finetunings) == 5 + 1  # five models, and the one that was killed
+    whole = tiny_experiment(tiny, tmp_path / "whole")
+    assert resumed["answers"] == whole["answers"]
+    assert resumed["supervisors"] == whole["supervisors"]
+    assert not killed.exists()
+
+
+def test_another_model_does_not_resume_a_run(tiny, killed, finetunings):
+    kept = killed.read_text()
+    changed = tiny.copy()
+    changed.model.token_embd = torch.nn.Embedding.from_pretrained(
+        0.9 * tiny.model.token_embd.weight
+    )
+    tiny_experiment(changed, killed.parent)
+    assert len(finetunings) == 3 + 5 and killed.read_text() == kept
+
+
+def test_other_questions_do_not_resume_a_run(tiny, killed, finetunings):
+    kept, task = killed.read_text(), tiny_task()
+    test = [item._replace(question=f"{item.question}?") for item in task.test]
+    tiny_experiment(tiny, killed.parent, task._replace(test=test))
+    assert len(finetunings) == 3 + 5 and killed.read_text() == kept
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_file_of_a_run_is_named(tiny, killed, text):
+    killed.write_text(text)
+    with pytest.raises(w2s.W2SError, match="delete it"):
+        tiny_experiment(tiny, killed.parent)
+
+
+def test_an_experiment_needs_a_seed(tiny, tmp_path):
+    with pytest.raises(w2s.W2SError, match="--seeds must be at least 1"):
+        tiny_experiment(tiny, tmp_path, seeds=range(0))
+
+
+@pytest.fixture(scope="module")
+def full(tiny_path, tiny_ladder, tmp_path_factory):
+    """(folder, result) of all methods with two supervisors and two seeds."""
+    folder = tmp_path_factory.mktemp("full")
+    lm = w2s.load(tiny_path, "cpu")
+    options = {"methods": list(tasks.METHODS), "ladder": ["4 layers fewer"]}
+    return folder, tiny_experiment(lm, folder, seeds=(0, 1), **options)
+
+
+def test_the_middle_supervisor_serves_every_method(full):
+    _, result = full
+    assert set(tasks.METHODS) <= set(result["supervisors"][tasks.MIDDLE])
+
+
+def test_another_supervisor_serves_the_methods_of_the_ladder(full):
+    _, result = full
+    labels = {"weak_labels", "algorithm_1_labels", "by_agreement_labels"}
+    assert set(result["supervisors"]["4 layers fewer"]) == {"weak", *tasks.LADDER} | labels
+
+
+def test_the_table_has_every_method_and_supervisor(full):
+    folder, _ = full
+    text = (folder / "tiny.md").read_text()
+    titles = [title for title, _ in tasks.METHODS.values()]
+    assert all(name in text for name in [*titles, tasks.MIDDLE, "4 layers fewer"])
+
+
+def test_the_figure_of_a_full_run_is_xml(full):
+    folder, _ = full
+    xml.dom.minidom.parse(str(folder / "tiny.svg"))
+
+
+def test_60_percent_of_the_labels_are_kept(full):
+    _, result = full
+    for method in ("naive_kept", "by_agreement"):
+        labels = result["answers"][f"{tasks.MIDDLE}/0/{method}_labels"]
+        assert sum(label is not None for label in labels) == 5  # 60 % of 8, rounded up
+
+
+def test_the_labels_that_are_kept_are_some_of_all(full):
+    _, result = full
+    kept = result["answers"][f"{tasks.MIDDLE}/0/by_agreement_labels"]
+    labels = result["answers"][f"{tasks.MIDDLE}/0/by_agreement_all_labels"]
+    assert None not in labels and all(a in (None, b) for a, b in zip(kept, labels))
+
+
+def test_p_values_are_multiplied_by_the_number_of_tests(full):
+    _, result = full
+    rows = [row for methods in result["supervisors"].values() for row in methods.values()]
+    p = [row["p"] for row in rows if "p" in row]
+    assert len(p) == result["tests"] == 5 + 3 and all(0 < value <= 1 for value in p)
+
+
+def test_log_odds_are_measured_at_every_number_of_examples(full):
+    _, result = full
+    assert len(result["odds"]) == len(tasks.N_ICL)
+
+
+def run_tasks(*argv):
+    return w2s.run(partial(tasks.main, [str(arg) for arg in argv]))
+
+
+def interrupt(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_says_how_to_resume(tiny_path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tasks, "experiment", interrupt)
+    assert run_tasks("--model", tiny_path, "--out", tmp_path) == 130
+    assert "the same command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["bensch"], "unknown command 'bensch'"),
+    (["--task", "poetry"], "unknown task 'poetry'"),
+    (["--persona", "elf"], "unknown persona 'elf'"),
+    (["--task", "persona", "--data", "gsm8k.jsonl"], "--data is for the math task"),
+    (["--task", "math", "--data", "none.jsonl"], "none.jsonl"),
+    (["--task", "math", "--n-icl", 100], "--n-icl must be less than 100 for math"),
+    (["--out", __file__], "File exists"),
+])
+def test_a_mistake_is_named_in_one_line_before_the_model_is_loaded(
+    argv, message, monkeypatch, capsys
+):
+    monkeypatch.setattr(w2s, "load", None)
+    assert run_tasks(*argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [("--seeds", "-1"), ("--seed", 2**63), ("--n-icl", "x")])
+def test_a_number_that_is_not_one_is_named(argv, capsys):
+    assert run_tasks(*argv) == 2
+    assert f"argument {argv[0]}: invalid natural value" in capsys.readouterr().err
+
+
+def test_bench_measures_speed_and_memory(tiny_path):
+    result = tasks.bench(tiny_path, "cpu", repeats=1)
+    measured = {"load_s", "finetune_tok_s", "generate_tok_s", "refine_q_s", "peak_gb"}
+    assert measured <= result.keys() and all(value > 0 for value in result.values())
+
+
+if __name__ == "__main__":  # started by torchrun, see `runs`
+    work(*sys.argv[1:])
