@@ -711,8 +711,12 @@ def refine_by_agreement(
     Raises W2SError for an empty weak answer, too few questions, or a bad share to keep.
     """
     n = len(questions)
-    n_icl = min(16, n // 3) if n_icl is None else n_icl
+    by_default = n_icl is None
+    if by_default:
+        n_icl = min(16, n // 3)
     check_pairs(questions, weak_answers, n_icl)
+    if by_default and n_icl == 0:
+        raise W2SError(f"{n} weak answers are too few: give 3, or n_icl=0 to show none")
     if not 0 < keep <= 1:
         raise W2SError(f"keep={keep} is no share of the answers: give one above 0 and at most 1")
     if draws < 1 or queries_per_context < 1:
@@ -750,9 +754,14 @@ def agreed_words(questions, answers, other_answers):
     return [{w: math.log(len(said) / df[w]) for w in both} for both in said]
 
 
+# Scripts without spaces between words, from Thai to Chinese and Japanese.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+
+
 def words(text):
-    """The set of lower-cased words of a text."""
-    return set(re.findall(r"\w+", text.lower()))
+    """The set of lower-cased words of a text; where a script has no spaces, its characters."""
+    text = unicodedata.normalize("NFC", text).lower()
+    return set(re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text))
 
 
 def agreement(questions, answers, other_answers):
@@ -873,8 +882,9 @@ class Gguf:
 class GgufReader:
     """Reads the values of a GGUF file one after the other; what is damaged raises any error."""
 
-    def __init__(self, data):
-        self.data, self.position = data, len("GGUF")
+    def __init__(self, path):
+        self.path, self.position = path, len("GGUF")
+        self.data = memoryview(np.memmap(path, np.uint8, "r"))
 
     def take(self, size):
         """The next bytes."""
@@ -923,8 +933,10 @@ class GgufReader:
             if shape and shape[-1] % block:
                 raise ValueError(f"{name}: rows of {shape[-1]} weights in blocks of {block}")
             self.position = start + offset
-            data = self.take(math.prod(shape) // block * size)
-            tensors[name] = number, shape, np.frombuffer(data, np.uint8)
+            bytes_ = len(self.take(math.prod(shape) // block * size))
+            # Each is mapped by itself, so that it leaves the memory when it has been used.
+            data = np.memmap(self.path, np.uint8, "r", start + offset, (bytes_,))
+            tensors[name] = number, shape, data
         return tensors
 
 
@@ -953,14 +965,14 @@ def read_gguf(path):
     model, or holds a tensor type that is not supported.
     """
     try:
-        data = memoryview(np.memmap(path, np.uint8, "r"))
+        reader = GgufReader(path)
     except (OSError, ValueError) as e:
         raise W2SError(f"{path}: cannot be read as a model file: {e}") from None
+    data = reader.data
     if data[:2] == b"\x1f\x8b":
         raise W2SError(f"{path}: is compressed with gzip: unpack it first (gunzip)")
     if data[:4] != b"GGUF":
         raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
-    reader = GgufReader(data)
     try:
         version, n_tensors, n_keys = reader.value(U32), reader.value(U64), reader.value(U64)
         if version != 3:
@@ -1011,10 +1023,14 @@ def replacing(path):
     path = Path(path)
     through = path.is_symlink() or (path.exists() and not path.is_file())
     part = path if through else path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        yield file
-    if not through:
-        os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            yield file
+        if not through:
+            os.replace(part, path)
+    finally:
+        if not through:
+            part.unlink(missing_ok=True)
 
 
 def dequantize(number, shape, raw):
@@ -1528,7 +1544,8 @@ def load(path=None, device=None, dtype=None, template=None):
     for name in sorted(expected.keys() ^ file.tensors.keys()):
         problem = "is missing" if name in expected else f"is not part of a plain {arch} model"
         raise W2SError(f"{path}: tensor {name} {problem}")
-    for name, (kind, shape, raw) in file.tensors.items():
+    for name in list(file.tensors):
+        kind, shape, raw = file.tensors.pop(name)  # one at a time is in memory
         sizes = list(expected[name].shape)
         if shape != sizes:
             raise W2SError(f"{path}: tensor {name} has shape {shape}, its sizes ask for {sizes}")
@@ -1673,7 +1690,7 @@ class LM:
         return prompts
 
     @torch.inference_mode()
-    def generate(self, conversations, max_new_tokens=64, batch=128):
+    def generate(self, conversations, max_new_tokens=64, batch=None):
         """Greedy answers (list of str) to conversations or plain questions, in their order.
 
         An answer ends at an end token or after max_new_tokens. Raises W2SError for a conversation
@@ -1681,10 +1698,11 @@ class LM:
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         rank, processes = rank_and_world_size()
-        batch = min(batch, math.ceil(len(prompts) / processes))
+        most_rows, most_tokens = self.batch_limits()
+        batch = min(batch or most_rows, math.ceil(len(prompts) / processes))
         answers = {}
         bar = tqdm(total=len(prompts), desc="generating", unit="answer", leave=False, delay=2)
-        for rows, part in one_context_batches(prompts, batch)[rank::processes]:
+        for rows, part in one_context_batches(prompts, batch, most_tokens)[rank::processes]:
             new = self.generate_ids(part, max_new_tokens)
             answers |= zip(rows, map(self.tokenizer.answer, new))
             bar.update(len(rows) * processes)
@@ -1695,6 +1713,16 @@ class LM:
         for part in parts:
             answers |= part
         return [answers[i] for i in range(len(prompts))]
+
+    def batch_limits(self):
+        """Most rows and prompt tokens of a batch of `generate`; a GPU takes what fits in it."""
+        if self.device.type != "cuda":
+            return 128, 8192
+        c = self.model.config
+        free, _ = torch.cuda.mem_get_info(self.device)
+        # fp32 bytes of a token: keys and values of all layers, one layer's activations and scores
+        values = 2 * c.layers * c.dim + 8 * c.dim + 3 * c.hidden + 1024 * c.heads
+        return 1024, max(8192, free // 2 // (4 * values))
 
     def generate_ids(self, prompts, max_new_tokens):
         """New token ids, a list a row, of prompts (context, turn) with one common context."""
@@ -1948,6 +1976,8 @@ class Resumable:
                 self.known |= json.loads(line)
             except (ValueError, TypeError):
                 pass  # the line that was being written when the process was killed
+        if rank_and_world_size()[1] > 1:
+            dist.barrier()  # the first process that is done deletes the file
 
     def generate(self, conversations, max_new_tokens):
         """As `LM.generate`; conversations with the same context are asked together."""
@@ -2082,11 +2112,12 @@ def run_refine(args):
     write_lines(args.out, itertools.starmap(chat_line, usable))
     if args.out != "-":
         side_file.unlink(missing_ok=True)  # another process may have done it
-    print(
-        f"{len(usable)} of {len(rows)} lines written; {len(refined) - len(kept)} not kept, "
-        f"{len(kept) - len(usable)} with empty or broken text left out",
-        file=sys.stderr,
-    )
+    if rank_and_world_size()[0] == 0:
+        print(
+            f"{len(usable)} of {len(rows)} lines written; {len(refined) - len(kept)} not kept, "
+            f"{len(kept) - len(usable)} with empty or broken text left out",
+            file=sys.stderr,
+        )
 
 
 def run_finetune(args):
