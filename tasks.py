@@ -472,9 +472,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
 def start(task, lm, out, settings):
     """A Run, with what an interrupted run of the same task, model and settings has kept."""
     settings = {
-        "lr": 5e-4,
-        "teach_epochs": 5,
-        "teach_lr": 5e-4,
+        "lr": 1e-3,
+        "teach_epochs": None,
+        "teach_lr": 1e-3,
         **settings,
         "data": w2s.digest([task.teach, task.train, task.test]),
         "max_new_tokens": task.max_new_tokens,

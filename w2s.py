@@ -441,7 +441,7 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
 
 
 def finetune(
-    lm, questions, answers, rank=64, lr=5e-4, epochs=None, seed=0, batch=8, confidence=0.0
+    lm, questions, answers, rank=64, lr=1e-3, epochs=None, seed=0, batch=8, confidence=0.0
 ):
     """Fine-tune lm, in place, to give these answers to these questions; returns the step losses.
 
@@ -2070,7 +2070,7 @@ def parse_arguments(argv):
     p = command("finetune", "a model that answers so without examples", "GGUF file to write")
     p.add_argument("--data", default="-", help="JSONL of answers to learn")
     p.add_argument("--epochs", type=natural, help="default: 2, or as many as make 20 steps")
-    p.add_argument("--lr", type=rate, default=5e-4, help="learning rate (5e-4)")
+    p.add_argument("--lr", type=rate, default=1e-3, help="learning rate (1e-3)")
     p.add_argument("--rank", type=natural, default=64, help="rank of the update (64)")
     p.add_argument("--seed", type=natural, default=0, help="seed of the batches (0)")
 
