@@ -2129,6 +2129,7 @@ def run_finetune(args):
     """Labels in, a fine-tuned model out."""
     lm, rows = load_model_and_data(args)
     questions, answers, _ = zip(*rows)
+    check_out(Path(args.out), 2 * sum(p.numel() for p in lm.model.parameters()))
     finetune(lm, questions, answers, args.rank, args.lr, args.epochs, args.seed)
     lm.save(args.out)
 
