@@ -24,6 +24,7 @@ Symbols, the paper's (final text) and the code's:
     eta               eta                          pull of naive fine-tuning to the source
     -                 posterior                    the concepts' shares after n_icl examples
 
+A prime is a transpose, except in the paper's beta_Q'; y_w is a weak label.
 In comments: B rows, T new tokens, S cached and new tokens, C tokens of a context, D width,
 V vocabulary; R replications, n data, K concepts, d dimensions.
 """
@@ -34,6 +35,7 @@ import codecs
 import copy
 import hashlib
 import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -122,7 +124,7 @@ class Source:
 
 @dataclass
 class Supervisor:
-    """The weak supervisor: y' | x ~ N(beta' x, sigma^2) (section 2).
+    """The weak supervisor: y_w | x ~ N(beta' x, sigma^2) (section 2).
 
     Biased if beta is not the target's; noisy if it is, and sigma is larger than the source's.
     """
@@ -130,7 +132,7 @@ class Supervisor:
     sigma: float
 
     def label(self, x, generator):
-        """Weak labels y' (...) of x (..., d)."""
+        """Weak labels y_w (...) of x (..., d)."""
         noise = torch.randn(x.shape[:-1], generator=generator, dtype=x.dtype)
         return x @ self.beta + self.sigma * noise
 
@@ -158,7 +160,7 @@ def weak_supervisor(source, concept, quality, sigma, leak=None):
 
 
 def label_by_prior(supervisors, prior, x, generator, oracle=False):
-    """Weak labels y' (R, n) of x (R, n, d) for a target that is another prior over the concepts
+    """Weak labels y_w (R, n) of x (R, n, d) for a target that is another prior over the concepts
     (the paper's first version): each pair is labelled by a supervisor drawn from prior (K,).
     oracle: one draw for all pairs of a row, as if somebody sorted the examples by concept."""
     rows, n = x.shape[:2]
@@ -189,7 +191,7 @@ def moments(z, y):
 
 
 def naive_fit(x, y, prior_mean, eta):
-    """argmin_b (1/n) sum (y' - b' x)^2 + eta |b - beta_P|^2, (R, d), of x (R, n, d), y (R, n)."""
+    """argmin_b (1/n) sum (y_w - b' x)^2 + eta |b - beta_P|^2, (R, d), of x (R, n, d), y (R, n)."""
     gram, linear = moments(x, y)
     pull = eta * torch.eye(len(prior_mean)).double()
     return torch.linalg.solve(gram + pull, linear + eta * prior_mean)
@@ -225,10 +227,9 @@ def naive_floor(source, supervisor, target, n=math.inf):
     The first term is the paper's bound as we read it; the second, which is all there is for
     the noisy supervisor, is our own. It is a statement on expectations: single runs lie below.
     """
-    eta = naive_best_eta(source, supervisor, target, n)
-    m = 1 / (1 + 3 * eta)
-    bias = excess_risk(naive_limit(supervisor.beta, source.mean(), eta), target)
-    return bias + (m * supervisor.sigma) ** 2 * len(target) / n
+    m = 1 / (1 + 3 * naive_best_eta(source, supervisor, target, n))
+    mean = m * supervisor.beta + (1 - m) * source.mean()
+    return excess_risk(mean, target) + (m * supervisor.sigma) ** 2 * len(target) / n
 
 
 # Projection on the hull of the concepts (Prop. 3.4)
@@ -273,7 +274,7 @@ def hull_fit(source, x, y):
 
 def hull_limit(source, beta_w):
     """What hull_fit tends to, the point of the hull next to beta_w. Without leak its excess risk
-    is (1 - c*)^2 (K - 1) / 3K: the bias off the hull is gone, the one inside stays."""
+    is (1 - c*)^2 (K - 1) / (3 K): the bias off the hull is gone, the one inside stays."""
     return simplex_projection(source.betas @ beta_w) @ source.betas
 
 
@@ -353,7 +354,7 @@ def likelihood_ratio(source, concept, supervisor, points=2**12):
     """(drift, spread), (points, K) each: given x, the log-likelihood ratio of concept k to the
     target that one example adds is Gaussian, with mean drift and variance 2 * spread.
 
-    With a = beta*' x, b = beta_k' x, w = beta_w' x it is [(y' - a)^2 - (y' - b)^2] / 2 sigma^2,
+    With a = beta*' x, b = beta_k' x, w = beta_w' x it is [(y_w - a)^2 - (y_w - b)^2] / 2 sigma^2,
     times temper. x runs over a Sobol net: the cube has no closed form for the moments.
     """
     net = torch.quasirandom.SobolEngine(source.betas.shape[1], scramble=True, seed=0)
@@ -376,7 +377,7 @@ def chernoff(drift, spread, log_odds, n):
     posterior of concept k after n examples, log_odds (K,) being its prior's.
 
     For posterior_k <= min(1, r) <= r^t, r the posterior odds of k to the target. The function is
-    convex, so halving the interval in which its slope changes sign finds the minimum exactly.
+    convex, so bisection of its slope finds the minimum (and any t gives a valid bound).
     """
     low = torch.zeros_like(log_odds)
     high = torch.ones_like(log_odds)
@@ -435,9 +436,10 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
 # --------------------------------------------------------------------------------------
 # 2. Weak to strong: the paper's algorithms
 #
-# Of a model they need `generate` and the loss of an answer; section 4 has one, any client that
-# has `generate` will do for the refinements. A question is a str or a conversation, a list of
-# {"role": "system" | "user" | "assistant", "content": str} that ends with the user's message.
+# The refinements only call `generate`, so any client will do; `finetune` needs the LM of section
+# 4: its answer_rows, answer_loss and model.blk, the transformer layers. A question is a str or a
+# conversation, a list of {"role": "system" | "user" | "assistant", "content": str} that ends with
+# the user's message.
 # --------------------------------------------------------------------------------------
 
 
@@ -451,8 +453,8 @@ def finetune(
     mean -log p of the answers' tokens and end tokens (nats); prompts carry none. A question
     whose answer is None is left out.
 
-    epochs: None means 2, or as many as make 20 steps: a model that is left half-way between two
-        styles has lost both its facts and its manners.
+    epochs: None means 2, or more if that is needed for 20 steps: a model stopped half-way between
+        two styles has poor facts and a poor style.
     confidence: weight of the auxiliary confidence loss (Burns et al. 2023, on tokens), reached
         over the first fifth of the steps: cross-entropy to the model's own hardened predictions.
     Raises W2SError for an empty or too long answer, and for a loss or gradient that is not
@@ -502,12 +504,12 @@ class LowRank:
         device = layer.weight.device
         a = torch.empty(rank, into).uniform_(-1, 1, generator=generator) / into**0.5
         self.a = a.to(device).requires_grad_()
-        self.b = torch.zeros(out, rank, device=device, requires_grad=True)  # it starts as W x
+        self.b = torch.zeros(out, rank, device=device, requires_grad=True)  # training starts at W x
         self.layer = layer
         self.hook = layer.register_forward_hook(self.add)
 
     def add(self, layer, inputs, output):
-        """The layer's output and B A x."""
+        """The layer's output plus B A x."""
         (x,) = inputs
         low = F.linear(x, self.a.to(x.dtype))  # (..., rank)
         return output + F.linear(low, self.b.to(x.dtype))
@@ -545,15 +547,13 @@ def reduce_gradients(factors, loss):
 def warm_up_and_decay(step, steps):
     """The factor of the learning rate at a step: linear warm-up for a tenth, then decay to 0."""
     warm_up = steps // 10
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return (steps - step) / max(1, steps - warm_up)
+    return min((step + 1) / max(1, warm_up), (steps - step) / max(1, steps - warm_up))
 
 
 def epochs_of_batches(rows, epochs, batch, rng):
     """Row numbers of each step: random batches of similar length, every row once an epoch."""
     length = [len(context) + len(turn) + len(answer) for (context, turn), answer in rows]
-    window = 8 * batch  # rows are sorted by length within so many, which keeps the order random
+    window = 8 * batch  # sorting by length only within windows of this size keeps the order random
     for _ in range(epochs):
         order = list(range(len(rows)))
         rng.shuffle(order)
@@ -569,7 +569,8 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=64):
     """Algorithm 1 of the paper, ICL refinement: refined labels (list of str) for `finetune`.
 
     For each question, n_icl other weakly labelled pairs are drawn and shown as examples; the
-    strong model infers their concept and answers the question itself. The paper does not say
+    strong model infers their concept and answers the question itself. The algorithm's last step
+    is `finetune(lm, questions, refined labels)`. The paper does not say
     how the examples are drawn: here at random, for every query anew.
     Raises W2SError for an empty weak answer or fewer than n_icl other questions.
     """
@@ -589,22 +590,21 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=64):
     """Infer-and-respond of the paper: refined labels (list of str) for `finetune`.
 
     As in the paper's code, questions come in blocks of n_icl. For each block the strong model
-    puts the concept of its weak pairs in one sentence, and answers its questions under it.
+    describes the concept of its weak pairs in one sentence, then answers the block's questions
+    with that sentence as the system message, in place of a question's own.
     Raises W2SError for an empty weak answer or a prompt that is too long.
     """
     check_pairs(questions, weak_answers, 0)
-    blocks, prompts = [], []
-    for start in range(0, len(questions), max(1, n_icl)):
-        block = range(start, min(start + max(1, n_icl), len(questions)))
-        pairs = [f"Question: {last(questions[i])}\nAnswer: {weak_answers[i]}" for i in block]
-        blocks.append(block)
-        prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(pairs)))
-    sentences = lm.generate(prompts, 48)
+    size = max(1, n_icl)
+    pairs = [f"Question: {last(q)}\nAnswer: {a}" for q, a in zip(questions, weak_answers)]
+    blocks = ["\n\n".join(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+    prompts = [INFER_CONCEPT.format(pairs=block) for block in blocks]
+    sentences = lm.generate(prompts, 48)  # tokens of the longest sentence
     conversations = []
-    for block, sentence in zip(blocks, sentences):
-        concept = {"role": "system", "content": "The used style is " + sentence.strip()}
-        for i in block:
-            conversations.append([concept, *without_system(questions[i])])
+    for i, question in enumerate(questions):
+        concept = "The used style is " + sentences[i // size].strip()
+        system = {"role": "system", "content": concept}
+        conversations.append([system, *without_system(question)])
     return lm.generate(conversations, max_new_tokens)
 
 
@@ -651,7 +651,7 @@ def as_conversation(question):
 
 
 def without_system(question):
-    """The messages of a question except a system message."""
+    """The messages of a question without system messages."""
     return [m for m in as_conversation(question) if m["role"] != "system"]
 
 
@@ -661,7 +661,7 @@ def last(question):
 
 
 def question_text(question):
-    """All text of a question, lower-cased: what is equal here counts as the same question."""
+    """All text of a question, lower-cased: questions with equal text count as the same."""
     return "\n".join(m["content"].strip().lower() for m in as_conversation(question))
 
 
@@ -683,8 +683,9 @@ def check_pairs(questions, weak_answers, n_icl):
 # --------------------------------------------------------------------------------------
 # 3. Our additions to Algorithm 1: agreement
 #
-# Weak examples that are wrong also teach the concept "be wrong". Where a weak answer and the
-# strong model's own plain answer say the same, both are mostly right; no key is needed to see it.
+# Wrong weak examples also teach the concept "be wrong". Where a weak answer agrees with the strong
+# model's own answer to the bare question (the plain answer), both are usually right, and no key is
+# needed to see it.
 # --------------------------------------------------------------------------------------
 
 
@@ -705,10 +706,10 @@ def refine_by_agreement(
     n_icl: examples a query; None means 16, or a third of the data if there are fewer than 48.
         They are drawn from the 1.5 n_icl pairs on which weak and plain answer agree most.
     draws: answers a question, each after other examples; a vote chooses one of them.
-    queries_per_context: so many queries share their examples, which are read once for all.
-    keep: the share of answers, in (0, 1], that is kept: those that agree with the plain answer.
-    own_answers: put the model's plain answer before each question, in the examples too: what it
-        knows is then at hand where an answer is more than a word or two.
+    queries_per_context: this many queries share their examples, which are read only once.
+    keep: the share of answers to keep, in (0, 1]: those that agree most with the plain answers.
+    own_answers: put the model's plain answer before each question, in the examples too. This
+        helps when answers are longer than a word or two.
     Raises W2SError for an empty weak answer, too few questions, or a bad share to keep.
     """
     n = len(questions)
@@ -744,8 +745,8 @@ def agreed_words(questions, answers, other_answers):
     """What two answers to a question both say: {word: log(n / df)} for each of n questions.
 
     A word counts if it stands in both answers and not in the question. df is the number of
-    questions of which either answer has it: what all answers share, such as the phrases of a
-    persona, weighs nothing.
+    questions of which either answer has it: words that all answers share, such as the phrases of
+    a persona, weigh nothing.
     """
     said, df = [], Counter()
     for question, answer, other in zip(questions, answers, other_answers):
@@ -843,7 +844,7 @@ def keep_agreed(questions, plain_answers, answers, keep=0.6):
 # 4. The strong model: GGUF file, tokenizer, llama, generation, loss
 # --------------------------------------------------------------------------------------
 
-# GGUF's types of metadata by number, as struct codes; besides, there are texts and arrays.
+# GGUF's scalar types of metadata by number, as struct codes; texts and arrays come below.
 GGUF_SCALARS = {
     0: "B",  # an integer of 8 bits without a sign
     1: "b",
@@ -881,7 +882,7 @@ class Gguf:
 
 
 class GgufReader:
-    """Reads the values of a GGUF file one after the other; what is damaged raises any error."""
+    """Reads the values of a GGUF file in order; a damaged file can raise any exception."""
 
     def __init__(self, path):
         self.path, self.position = path, len("GGUF")
@@ -997,7 +998,7 @@ def packed_text(text):
 def write_gguf(file, raw, align, heads, arrays):
     """Write a GGUF v3 file into an open binary file, from front to back.
 
-    raw: the metadata as in `Gguf`; align: tensors begin at multiples of so many bytes; heads:
+    raw: the metadata as in `Gguf`; align: tensors begin at multiples of this many bytes; heads:
     (name, shape, type number) of the tensors; arrays: an iterable of their contents in the
     same order, of which one at a time is in memory.
     """
@@ -1065,7 +1066,7 @@ def dequantize(number, shape, raw):
     return weights.reshape(shape)
 
 
-# Values of metadata under which the computation is that of a plain model; other keys have 0.
+# Values under which a key changes nothing; for a key that is not listed, only 0 is accepted.
 PLAIN_VALUES = {
     "attention.causal": [True],
     "embedding_scale": [0, 1],
@@ -1076,7 +1077,7 @@ PLAIN_VALUES = {
     "rope.scaling.factor": [0, 1],
     "rope.scaling.type": ["", "none", "linear"],  # linear by a factor, which has its own key
 }
-# Metadata that `read_config` uses, and such as changes nothing.
+# Keys that `read_config` uses, and keys that do not affect the computation.
 KNOWN_METADATA = """
     block_count context_length embedding_length feed_forward_length vocab_size
     attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon
@@ -1161,8 +1162,8 @@ PROBES = [
 def chatml_openings(template, bos, eos):
     """Texts that a ChatML template puts before a conversation {with system message?: text}.
 
-    Such is a default system message, a BOS, both or none. Found by rendering `PROBES`; raises
-    ValueError if one is rendered otherwise than as ChatML, or what jinja2 raises.
+    The text is a default system message, the BOS token, both, or empty; it is found by rendering
+    `PROBES`. Raises ValueError if one does not render as ChatML, or whatever jinja2 raises.
     """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -1199,11 +1200,11 @@ class Tokenizer:
     tokens: the text of each id. special: {text: id} of the control tokens. eos: the id that
     ends an answer to learn; end_tokens: the ids that end a generated one. chatml: whether
     conversations are written in ChatML, as opposed to the paper's form.
-    template: "chatml" or "plain" instead of what the file's own template says.
+    form: "chatml" or "plain" instead of what the file's own template says.
     Raises W2SError if the tokenizer or the template is not supported or damaged.
     """
 
-    def __init__(self, meta, path="the model file", template=None):
+    def __init__(self, meta, path="the model file", form=None):
         kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
         self.patterns, self.whole_words = pre_tokenizer(pre), pre == "llama-bpe"
         if kind != "gpt2" or self.patterns is None:
@@ -1216,7 +1217,7 @@ class Tokenizer:
         except (KeyError, AttributeError, TypeError, ValueError, IndexError) as e:
             raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
         try:
-            self.read_template(meta.get("tokenizer.chat_template"), template)
+            self.read_template(meta.get("tokenizer.chat_template"), form)
         except Exception as e:  # a template is a program, which may raise anything
             raise W2SError(
                 f"{path}: the chat template cannot be followed ({e!r}): choose the form of "
@@ -1231,9 +1232,10 @@ class Tokenizer:
         codes = [*printable, *range(256, 256 + len(others))]
         self.letter = dict(zip(printable + others, map(chr, codes)))
         byte = {letter: b for b, letter in self.letter.items()}
-        self.tokens, self.words = meta["tokenizer.ggml.tokens"], {}
+        self.tokens, self.word_cache = meta["tokenizer.ggml.tokens"], {}
         self.id = {text: i for i, text in enumerate(self.tokens)}
-        self.rank = {tuple(m.split(" ")): n for n, m in enumerate(meta["tokenizer.ggml.merges"])}
+        merges = meta["tokenizer.ggml.merges"]
+        self.merge_rank = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}
         kinds = dict(zip(self.tokens, meta["tokenizer.ggml.token_type"], strict=True))
         self.special = {text: self.id[text] for text in kinds if kinds[text] == CONTROL}
         user_defined = [text for text in kinds if kinds[text] == USER_DEFINED]
@@ -1265,26 +1267,26 @@ class Tokenizer:
 
     def word_ids(self, word):
         """Ids of one word: merge the neighbours that were merged first in training, repeatedly."""
-        if word in self.words:
-            return self.words[word]
+        if word in self.word_cache:
+            return self.word_cache[word]
         parts = []
         for char in word:
-            letters = [self.letter[b] for b in char.encode("utf-8", "ignore")]  # none: surrogates
+            letters = [self.letter[b] for b in char.encode("utf-8", "ignore")]  # empty: a surrogate
             if not letters or not set(letters) <= self.id.keys():
                 raise W2SError(f"the model has no token for {char!a}: take it out of the text")
             parts += letters
         if self.whole_words and "".join(parts) in self.id:  # as Llama 3 does
             parts = ["".join(parts)]
-        while pairs := [pair for pair in zip(parts, parts[1:]) if pair in self.rank]:
-            best, merged = min(pairs, key=self.rank.get), parts[:1]
+        while pairs := [pair for pair in zip(parts, parts[1:]) if pair in self.merge_rank]:
+            best, merged = min(pairs, key=self.merge_rank.get), parts[:1]
             for part in parts[1:]:  # what was merged does not merge again in this round
                 if (merged[-1], part) == best:
                     merged[-1] += part
                 else:
                     merged.append(part)
             parts = merged
-        self.words[word] = [self.id[part] for part in parts]
-        return self.words[word]
+        self.word_cache[word] = [self.id[part] for part in parts]
+        return self.word_cache[word]
 
     def encode(self, text, special=True):
         """Token ids of a text; special=False reads control tokens in it as plain characters."""
@@ -1293,10 +1295,10 @@ class Tokenizer:
             if n % 2:
                 ids.append(self.id[part])
                 continue
-            words = [part]
+            pieces = [part]
             for pattern in self.patterns:  # what a pattern leaves over is a word, too
-                words = [w for word in words for w in pattern.split(word) if w]
-            for word in words:
+                pieces = [word for piece in pieces for word in pattern.split(piece) if word]
+            for word in pieces:
                 ids += self.word_ids(word)
         return ids
 
@@ -1324,7 +1326,7 @@ class Tokenizer:
         return sum(turns[:-1], []), turns[-1] + header
 
     def answer(self, ids):
-        """The text of a generated answer, without control tokens and an incomplete last character.
+        """The text of a generated answer, without control tokens or an incomplete last character.
 
         Without chat markup it ends before the next question.
         """
@@ -1472,8 +1474,7 @@ class Llama(nn.Module):
             positions = positions + context[0][0].shape[2]
         x = self.token_embd(ids)  # (B, T, D)
         rope = rotary_angles(self.config, positions)
-        scores = torch.zeros(mask.shape, dtype=x.dtype, device=device)
-        scores = scores.masked_fill(~mask, -math.inf)  # added to the scores of attention
+        scores = torch.where(mask, 0.0, -math.inf).to(x.dtype)  # added to those of attention
         scores = scores.repeat(1, self.config.heads // self.config.kv_heads, 1)[:, None]
         # In training, a long batch keeps only the input of each block, which runs again for the
         # backward pass: a third more time, a tenth of the memory.
@@ -1524,11 +1525,11 @@ def rotary_layout(c, name, w, to_file):
     return w.view(-1, *pairs, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
 
 
-def load(path=None, device=None, dtype=None, template=None):
+def load(path=None, device=None, dtype=None, form=None):
     """Load a GGUF file (llama or qwen2) as an LM; no path means SmolLM2-135M-Instruct.
 
     device: a CUDA GPU if there is one, else the CPU. dtype: bfloat16 where the processor or GPU
-    computes in it, else float32. template: "chatml" or "plain", if not as the file says.
+    computes in it, else float32. form: "chatml" or "plain" instead of the file's chat template.
     Raises W2SError, naming the file, unless it is a GGUF v3 file of a supported architecture,
     tensor type, tokenizer and chat template.
     """
@@ -1541,7 +1542,7 @@ def load(path=None, device=None, dtype=None, template=None):
         raise W2SError(
             f"{path}: architecture {arch} is not supported; supported are llama and qwen2"
         )
-    tokenizer = Tokenizer(file.meta, path, template)
+    tokenizer = Tokenizer(file.meta, path, form)
     c = read_config(file, arch, len(tokenizer.tokens), path)
     with torch.device("meta"):  # shapes only: the weights come from the file
         model = Llama(c)
@@ -1649,7 +1650,8 @@ class LM:
         """Write a GGUF file that llama.cpp, Ollama and transformers load.
 
         Matrices are BF16 if the model computes in it, else F16, vectors F32; the metadata are the
-        source's but for the number of layers and the file's type.
+        source's but for the number of layers and the file's type. So is the chat template: a
+        model that was loaded with another `form` needs it again.
         """
         if rank_and_world_size()[0] > 0:
             return  # of several processes the first writes
@@ -1670,20 +1672,21 @@ class LM:
 
     def fingerprint(self):
         """A text that tells one model from another, by its weights, metadata and chat form."""
-        digest = hashlib.sha256(repr((self.file.meta, self.tokenizer.chatml)).encode())
+        form = self.tokenizer.chatml, self.tokenizer.openings
+        sha = hashlib.sha256(repr((self.file.meta, form)).encode())
         for name, w in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(raw_bytes(w))
-        return digest.hexdigest()
+            sha.update(name.encode())
+            sha.update(raw_bytes(w))
+        return sha.hexdigest()
 
-    def prompts(self, conversations, max_new_tokens):
+    def prompts(self, conversations, answer_lengths):
         """(context, turn) ids of conversations; W2SError if one leaves no space for its answer.
 
-        max_new_tokens: the length of each answer.
+        answer_lengths: the tokens to leave free for each answer.
         """
         prompts = []
         longest = self.model.config.context
-        for conversation, new in zip(conversations, max_new_tokens):
+        for conversation, new in zip(conversations, answer_lengths):
             context, turn = self.tokenizer.chat(as_conversation(conversation))
             prompts.append((context, turn))
             if len(context) + len(turn) + new > longest:
@@ -1705,13 +1708,12 @@ class LM:
         rank, processes = rank_and_world_size()
         most_rows, most_tokens = self.batch_limits()
         batch = min(batch or most_rows, math.ceil(len(prompts) / processes))
+        batch = max(1, min(batch, most_tokens // max(1, max_new_tokens)))  # new tokens need space
         answers = {}
-        bar = tqdm(total=len(prompts), desc="generating", unit="answer", leave=False, delay=2)
-        for rows, part in one_context_batches(prompts, batch, most_tokens)[rank::processes]:
+        batches = one_context_batches(prompts, batch, most_tokens)[rank::processes]
+        for rows, part in tqdm(batches, "generating", unit="batch", leave=False, delay=2):
             new = self.generate_ids(part, max_new_tokens)
             answers |= zip(rows, map(self.tokenizer.answer, new))
-            bar.update(len(rows) * processes)
-        bar.close()
         parts = [answers] * processes
         if processes > 1:
             dist.all_gather_object(parts, answers)
@@ -1808,6 +1810,7 @@ def one_context_batches(prompts, batch, max_tokens=8192):
     """Batches (row numbers, prompts) of prompts (context, turn), each with one context.
 
     A context that only one row has becomes a part of its turn. Rows go by context, then length.
+    max_tokens: limit of rows times the longest turn, which is what padding makes of a batch.
     """
     count = Counter(tuple(context) for context, _ in prompts)
     rows = []
@@ -1815,15 +1818,13 @@ def one_context_batches(prompts, batch, max_tokens=8192):
         if count[tuple(context)] == 1:
             context, turn = [], context + turn
         rows.append((context, len(turn), i, turn))
-    batches, tokens = [], 0
+    batches = []
     for context, length, i, turn in sorted(rows):
-        full = not batches or len(batches[-1][0]) == batch or tokens + length > max_tokens
-        if full or batches[-1][1][0][0] != context:
+        size = len(batches[-1][0]) + 1 if batches else math.inf
+        if size > batch or size * length > max_tokens or batches[-1][1][0][0] != context:
             batches.append(([], []))
-            tokens = 0
         batches[-1][0].append(i)
         batches[-1][1].append((context, turn))
-        tokens += length
     return batches
 
 
@@ -1910,7 +1911,7 @@ def parse_chat(row, lm=None):
 
     "weight": 0 in the answer means not to learn it: the answer is then None.
     """
-    *question, last = row["messages"]
+    *question, answer = row["messages"]
     for message in row["messages"]:
         if message["role"] not in ("system", "user", "assistant"):
             raise ValueError(f"role {message['role']!r}")
@@ -1921,13 +1922,13 @@ def parse_chat(row, lm=None):
             raise ValueError(f"{sorted(unknown) or 'this weight'} is not supported")
     if any(message.get("weight") == 1 for message in question):
         raise ValueError("only the last turn is learnt: give earlier ones lines of their own")
-    if last["role"] != "assistant" or question[-1]["role"] != "user":
+    if answer["role"] != "assistant" or question[-1]["role"] != "user":
         raise ValueError("no question with an answer")
-    if not last["content"].strip():
+    if not answer["content"].strip():
         raise ValueError("the answer is empty")
     if lm:
-        lm.answer_rows([question], [last["content"]])
-    return question, None if last.get("weight") == 0 else last["content"], row
+        lm.answer_rows([question], [answer["content"]])
+    return question, None if answer.get("weight") == 0 else answer["content"], row
 
 
 def chat_line(question, answer, row=None):
@@ -1944,14 +1945,16 @@ def write_file(path, text):
 
 
 def check_out(path, size=0):
-    """W2SError unless the file can be written, with so many bytes, before the work begins."""
+    """W2SError unless the file can be written and its disk has `size` bytes free."""
     folder = path.parent
     if path.is_dir():
         raise W2SError(f"{path}: is a folder: name a file")
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise W2SError(f"{path}: its folder does not exist or cannot be written to: make it first")
     if shutil.disk_usage(folder).free < size:
-        raise W2SError(f"{path}: needs {size // 2**20} MiB: free so much space")
+        raise W2SError(f"{path}: needs {size // 2**20} MiB: free some space")
 
 
 def digest(value):
@@ -1969,7 +1972,7 @@ def versions():
 
 
 class Resumable:
-    """A model whose answers are kept in a file at once: none is asked for again after a kill."""
+    """A model that keeps its answers in a file: a killed run does not ask for them again."""
 
     def __init__(self, lm, path, chunk=80):
         self.lm, self.path, self.chunk = lm, Path(path), chunk
@@ -2012,14 +2015,15 @@ ABOUT = f"""Weak-to-strong alignment of a GGUF model:
       ask it
 
 Data are JSONL, a line each: {CHAT_LINE}.
-- is standard input or output. python w2s.py COMMAND --help lists the options of a command."""
+- is standard input or output (JSONL only).
+python w2s.py COMMAND --help lists the options of a command."""
 
-# The methods of `refine` on the command line, and which of its options they take.
+# The methods of `refine` on the command line.
 METHODS = {
-    "agreement": (refine_by_agreement, ["n_icl", "seed", "keep"]),
-    "icl": (refine, ["n_icl", "seed"]),
-    "iar": (infer_and_respond, ["n_icl"]),
-    "improve": (ask_to_improve, []),
+    "agreement": refine_by_agreement,
+    "icl": refine,
+    "iar": infer_and_respond,
+    "improve": ask_to_improve,
 }
 
 
@@ -2054,7 +2058,7 @@ def parse_arguments(argv):
     def command(name, about, out):
         p = commands.add_parser(name, help=about, description=about)
         p.add_argument("--model", help="GGUF file (default: SmolLM2-135M-Instruct)")
-        p.add_argument("--template", choices=["chatml", "plain"], help=(
+        p.add_argument("--template", dest="form", choices=["chatml", "plain"], help=(
             "form of conversations, if the file's own chat template cannot be followed"))
         p.add_argument("--device", help="cpu or cuda (default: cuda if there is a GPU)")
         p.add_argument("--out", default=None if name == "finetune" else "-",
@@ -2074,7 +2078,7 @@ def parse_arguments(argv):
 
     p = command("finetune", "a model that answers so without examples", "GGUF file to write")
     p.add_argument("--data", default="-", help="JSONL of answers to learn")
-    p.add_argument("--epochs", type=natural, help="default: 2, or as many as make 20 steps")
+    p.add_argument("--epochs", type=natural, help="default: 2, or more if needed for 20 steps")
     p.add_argument("--lr", type=rate, default=1e-3, help="learning rate (1e-3)")
     p.add_argument("--rank", type=natural, default=64, help="rank of the update (64)")
     p.add_argument("--seed", type=natural, default=0, help="seed of the batches (0)")
@@ -2089,19 +2093,23 @@ def main(argv=None):
     """The command line: refine, finetune and generate."""
     sys.stdout.reconfigure(encoding="utf-8")
     args = parse_arguments(argv)
+    if args.out != "-":
+        check_out(Path(args.out))
+    elif args.command == "finetune":
+        raise W2SError("--out: a model cannot go to standard output: name a file")
     {"refine": run_refine, "finetune": run_finetune, "generate": run_generate}[args.command](args)
 
 
 def run_refine(args):
-    """Weak labels in, refined labels out; answers that are there survive an interruption."""
-    refiner, takes = METHODS[args.method]
+    """Weak labels in, refined labels out; answers already computed survive an interruption."""
+    refiner = METHODS[args.method]
     options = {"n_icl": args.n_icl, "keep": args.keep, "seed": args.seed}
     options = {name: value for name, value in options.items() if value is not None}
-    for name in options.keys() - set(takes):
+    for name in options.keys() - inspect.signature(refiner).parameters.keys():
         option = "--" + name.replace("_", "-")
-        raise W2SError(f"{option} is no option of --method {args.method}: leave it out")
+        raise W2SError(f"--method {args.method} does not take {option}: leave it out")
     lm, rows = load_model_and_data(args)
-    questions, answers, source = zip(*[row for row in rows if row[1] is not None])
+    questions, answers, originals = zip(*[row for row in rows if row[1] is not None])
     options["max_new_tokens"] = args.max_new_tokens
     if args.out == "-":
         refined = refiner(lm, questions, answers, **options)
@@ -2112,9 +2120,9 @@ def run_refine(args):
         except KeyboardInterrupt:
             print("to resume, run the same command", file=sys.stderr)
             raise
-    kept = [row for row in zip(questions, refined, source) if row[1] is not None]
+    kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
     usable = [row for row in kept if row[1].strip() and "\ufffd" not in row[1]]
-    write_lines(args.out, itertools.starmap(chat_line, usable))
+    write_lines(args.out, [chat_line(*row) for row in usable])
     if args.out != "-":
         side_file.unlink(missing_ok=True)  # another process may have done it
     if rank_and_world_size()[0] == 0:
@@ -2137,17 +2145,18 @@ def run_finetune(args):
 def run_generate(args):
     """Answers to the questions of the command line or of standard input."""
     questions = args.questions or [line.strip() for _, line in read_lines("-")]
-    lm = load(args.model, args.device, template=args.template)
+    lm = load(args.model, args.device, form=args.form)
     answers = lm.generate(questions, args.max_new_tokens)
     write_lines(args.out, map(chat_line, questions, answers))
 
 
 def load_model_and_data(args):
-    """(model, rows of parse_chat); W2SError before any work if --out cannot be written."""
-    if args.out != "-":
-        check_out(Path(args.out))
-    lm = load(args.model, args.device, template=args.template)
-    return lm, read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE)
+    """(model, rows of parse_chat); W2SError, naming the line, for a row that does not fit."""
+    lm = load(args.model, args.device, form=args.form)
+    rows = read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE)
+    if all(answer is None for _, answer, _ in rows):
+        raise W2SError(f"{args.data}: every answer has weight 0: nothing is left to learn from")
+    return lm, rows
 
 
 def write_lines(path, lines):
