@@ -1743,13 +1743,13 @@ class LM:
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
             new = model.head(h).argmax(-1)  # (B,)
-            going = ~torch.isin(new, ends)
-            rows, new, valid = rows[going], new[going], valid[going]
-            if len(rows) == 0:
+            going = (~torch.isin(new, ends)).nonzero()[:, 0]  # places in the batch
+            if len(going) == 0:
                 break
-            if len(rows) < len(going):  # the others leave the batch
+            if len(going) < len(rows):  # the others leave the batch
                 for layer in cache:
                     layer.kv = layer.kv[:, going]
+            rows, new, valid = rows[going], new[going], valid[going]
             for row, token in zip(rows.tolist(), new.tolist()):
                 answers[row].append(token)
             ids, valid = new[:, None], F.pad(valid, (0, 1), value=True)
