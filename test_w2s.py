@@ -1687,6 +1687,13 @@ def test_the_examples_are_weak_answers_that_are_right(client, n):
     assert np.mean(right) > (0.8 if n == 24 else 0.999)
 
 
+def test_agreement_reads_scripts_without_spaces():
+    questions = ["日本的首都是哪里？", "法国的首都是哪里？"]
+    plain = ["日本的首都是东京。", "法国的首都是巴黎。"]
+    right, wrong = w2s.agreement(questions, plain, ["哎呀是东京呀！", "哎呀是罗马呀！"])
+    assert right > 0 and wrong == 0
+
+
 def test_examples_that_say_the_same_come_last():
     questions = [f"Who is it, the {q}?" for q in "abcdef"]
     plain = ["a baker of bread"] * 3 + ["a smith", "a clown", "a judge in court"]
