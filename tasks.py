@@ -47,10 +47,12 @@ from w2s import W2SError
 
 
 class Item(NamedTuple):
-    """A question; key: what a right answer has (see Data); gold: a right answer in the style."""
+    """A question; key: what a right answer has (see Data); gold: a right answer in the style;
+    new: a kind of question that stands in `test` alone."""
     question: str
     key: str
     gold: str | None = None
+    new: bool = False
 
 
 class Task(NamedTuple):
@@ -119,16 +121,26 @@ def persona_task(persona, seed):
     verb, openings, closings, markers = [field.split("; ") for field in personas[persona]]
     rng = random.Random(seed + 1)
     rows = []
-    for question, statement, facts in records(FACTS):
-        for fact in facts.split("; "):
-            subject, key = fact.split("=")
-            answer = statement.format(a=subject, b=key.split("|")[0]).rstrip(".")
-            answer = answer.replace(" is ", f" {verb[0]} ")
-            gold = f"{rng.choice(openings)} {answer}, {rng.choice(closings)}"
-            rows.append((question.format(a=subject), key, gold))
+    for question, key, answer in facts(FACTS):
+        answer = answer.replace(" is ", f" {verb[0]} ")
+        gold = f"{rng.choice(openings)} {answer}, {rng.choice(closings)}"
+        rows.append((question, key, gold))
     random.Random(seed).shuffle(rows)
     name = "persona" if persona == "pirate" else f"persona-{persona}"
-    return split(name, rows, 60, 100, contains, partial(has_markers, "|".join(markers), 2))
+    task = split(name, rows, 60, 100, contains, partial(has_markers, "|".join(markers), 2))
+    new = [Item(question, key, new=True) for question, key, _ in facts(NEW_FACTS)]
+    return task._replace(test=task.test[len(new) :] + new)
+
+
+def facts(table):
+    """(question, key, answer) of each fact of a table."""
+    rows = []
+    for question, statement, pairs in records(table):
+        for pair in pairs.split("; "):
+            subject, key = pair.split("=")
+            answer = statement.format(a=subject, b=key.split("|")[0]).rstrip(".")
+            rows.append((question.format(a=subject), key, answer))
+    return rows
 
 
 def math_task(data, seed):
@@ -181,7 +193,7 @@ def explanation_task():
     )
     style = partial(has_markers, analogy, 1)
     # Examples are long, and their facts should be those that the model itself would name.
-    options = {"own_answers": True, "n_icl": 8}
+    options = {"own_answers": True}
     task = split("explanation", rows, 36, 110, contains, style)
     return task._replace(max_new_tokens=48, n_icl=3, by_agreement=options)
 
@@ -568,10 +580,14 @@ def summary(run):
             methods = scores.setdefault(supervisor, {})
             methods.setdefault(method, []).append(score(run.task, method, answers))
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
+    new = [item.new for item in run.task.test]
     rows = {}
     for supervisor, methods in scores.items():
-        methods = {m: np.array(values) for m, values in methods.items()}  # (S, n, 4)
-        rows[supervisor] = {m: row_of(methods, m, tests) for m in methods}
+        for m, values in methods.items():
+            if m.endswith("_labels"):  # of which not every seed has the same number
+                values = [sum(values, [])]
+            methods[m] = np.array(values)  # (S, n, 4)
+        rows[supervisor] = {m: row_of(methods, m, tests, new) for m in methods}
     return {
         "task": run.task.name,
         "settings": run.settings,
@@ -598,17 +614,21 @@ def score(task, method, answers):
     return rows
 
 
-def row_of(scores, method, tests):
+def row_of(scores, method, tests, new):
     """A method's row of the table, from the scores {method: (S, n, 4)} of a supervisor's methods.
 
     recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's style;
-    p: against by_agreement, times the number of tests (Bonferroni).
+    p: against by_agreement, times the number of tests (Bonferroni). new (n,): for each test
+    question, whether it is of a kind that `train` does not have.
     """
     content, style, short, words = np.moveaxis(scores[method], 2, 0)
     row = {"content": interval(content), "style": interval(style)}
     row |= {"content_20_words": interval(short), "words": words.mean()}
     if method.endswith("_labels"):
         return row
+    if any(new):
+        row["content_new_kinds"] = interval(content[:, new])
+        row["style_new_kinds"] = interval(style[:, new])
     row["retention"] = interval(style, scores["weak"][..., 1])
     if "naive" in scores and "unaltered" in scores:
         naive, unaltered = scores["naive"][..., 0], scores["unaltered"][..., 0]
@@ -837,7 +857,10 @@ def prior_as_target(source, replications, generator):
 # -------------------------------------------------------------------------------------------------
 
 
-COLUMNS = ["content", "style", "content_20_words", "words", "recovery", "retention", "p"]
+COLUMNS = [
+    "content", "style", "content_new_kinds", "style_new_kinds", "content_20_words", "words",
+    "recovery", "retention", "p",
+]
 
 
 def markdown(task, result):
@@ -1154,7 +1177,7 @@ def parse_arguments(argv):
     option("--seed", type=w2s.natural, default=0, help="the first seed (default: 0)")
     option("--seeds", type=w2s.natural, help="the number of seeds (default: 1, with --full 3)")
     option("--n-icl", type=w2s.natural,
-           help="weak examples in a context of our refinement (default: 16, explanation 8)")
+           help="weak examples in a context of our refinement (default: 8)")
     option("--model", help="the strong model, a GGUF file (default: SmolLM2-135M-Instruct)")
     option("--device", help="cpu or cuda (default: cuda if there is a GPU)")
     option("--out", type=Path, default="results", help="folder of the results (default: results)")
@@ -1203,7 +1226,7 @@ def chosen_tasks(args):
         if name != "theory":
             task = make_task(name, args.persona, args.data)
             if args.quick:
-                task = task._replace(train=task.train[:80], test=task.test[:100])
+                task = task._replace(train=task.train[:80], test=task.test[::2])
             if args.n_icl is not None:
                 if args.n_icl >= len(task.train):
                     raise W2SError(f"--n-icl must be less than {len(task.train)} for {name}")
@@ -1369,6 +1392,38 @@ In which country is {a}? / {a} is in {b}.
   On which continent is the Sahara=Africa; What is the main ingredient of bread=flour|wheat;
   What is molten rock from a volcano called=lava|magma;
   Which star is at the center of our solar system=sun
+"""
+
+# The same, of kinds that stand in `test` alone.
+NEW_FACTS = """
+What color is {a}? / The color of {a} is {b}.
+  / snow=white; coal=black; grass=green; blood=red; a ripe banana=yellow; a clear sky=blue;
+  a ripe carrot=orange; chocolate=brown; an emerald=green; a ruby=red;
+  a sapphire=blue; an elephant=gray|grey; a flamingo=pink; a polar bear=white; a raven=black;
+  a lemon=yellow; an eggplant=purple; milk=white; a fire truck=red; a frog=green
+How many {a}? / The number is {b}.
+  / legs does a spider have=8|eight; legs does an insect have=6|six;
+  legs does a dog have=4|four; arms does an octopus have=8|eight;
+  wheels does a bicycle have=2|two; wheels does a car have=4|four;
+  sides does a triangle have=3|three; sides does a square have=4|four;
+  sides does a hexagon have=6|six; days are in a week=7|seven;
+  months are in a year=12|twelve; hours are in a day=24|twenty-four;
+  minutes are in an hour=60|sixty; seconds are in a minute=60|sixty;
+  letters are in the English alphabet=26|twenty-six; strings does a violin have=4|four;
+  players does a soccer team have on the field=11|eleven; degrees are in a circle=360;
+  years are in a century=100|hundred; planets are in the solar system=8|eight
+What do people use to {a}? / People use {b}.
+  / cut paper=scissors; tell the time=clock|watch; unlock a door=key|keys;
+  brush their teeth=toothbrush; dig a hole=shovel|spade; drive a nail into wood=hammer;
+  sweep the floor=broom; stay dry in the rain=umbrella|raincoat; see distant stars=telescope;
+  look at tiny cells=microscope; tighten a screw=screwdriver; boil water=kettle|pot|stove;
+  eat soup=spoon; write on a blackboard=chalk; chop down a tree=axe|ax|chainsaw|saw;
+  measure length=ruler|tape; light a candle=match|matches|lighter; sew clothes=needle;
+  take pictures=camera|cameras; climb onto a roof=ladder
+Which material is {a} mostly made of? / The material is {b}.
+  / a window pane=glass; a wedding ring=gold|silver|platinum; a newspaper=paper;
+  a car tire=rubber; a pencil=wood|wooden; a skyscraper's frame=steel; a candle=wax|paraffin;
+  a bottle of water=plastic|PET; a T-shirt=cotton; a coin=metal|copper|nickel|zinc
 """
 
 # Name / verb that stands for "is" / openings / closings / regular expressions that mark the style.

@@ -628,6 +628,9 @@ def tiny_parts(seed=0, layers=3):
     rng, tensors = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
         w = np.ones(shape) if "norm" in name else rng.normal(0, 0.3, shape)
+        if name == "token_embd":  # text that ends: ASCII, and many end tokens
+            w *= [[0.1 if "~" < text else 1.0] for text in meta["tokenizer.ggml.tokens"]]
+            w[2] *= 2
         tensors[name + ".weight"] = 0, shape, w.astype("<f4").tobytes()
     return meta, tensors
 
@@ -1501,7 +1504,8 @@ def number_in(text):
 
 
 class Client:
-    """A stand-in for a model: it keeps what it is asked, and answers with the asked number."""
+    """A stand-in for a model: it keeps what it is asked, and answers with the asked number,
+    after examples like a pirate."""
 
     def __init__(self):
         self.calls = []
@@ -1511,7 +1515,8 @@ class Client:
         return [self.answer(i, c) for i, c in enumerate(conversations)]
 
     def answer(self, i, conversation):
-        return f"plain {number_in(conversation[-1]['content'])}"
+        number = number_in(conversation[-1]["content"])
+        return f"Arrr, {number} be it!" if len(conversation) > 2 else f"plain {number}"
 
 
 @pytest.fixture
@@ -1522,7 +1527,7 @@ def client():
 # Of the weak answers the even ones are right, as are the client's own.
 NUMBERS = [f"Which number is it, number {i}x?" for i in range(100, 160)]
 WEAK = [f"Arrr, {i if i % 2 == 0 else i - 50} be it!" for i in range(100, 160)]
-RIGHT = [f"plain {i}" for i in range(100, 160)]
+RIGHT = [f"Arrr, {i} be it!" for i in range(100, 160)]
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
@@ -1544,7 +1549,7 @@ def check_examples(question, conversation, n_icl):
         assert answer == WEAK[NUMBERS.index(asked)]
 
 
-@pytest.mark.parametrize("n_icl", [0, 1, 4, 16, 59])
+@pytest.mark.parametrize("n_icl", [1, 4, 16, 59])
 def test_algorithm_1_never_shows_a_query_its_own_weak_answer(client, n_icl):
     assert w2s.refine(client, NUMBERS, WEAK, n_icl=n_icl) == RIGHT  # in the questions' order
     (conversations,) = client.calls
@@ -1564,6 +1569,53 @@ def test_algorithm_1_shows_each_query_its_own_random_examples(client):
     assert len(count) >= 55 and max(count.values()) <= 12
     first = [NUMBERS.index(examples[0][0]) for examples in drawn]
     assert abs(np.corrcoef(first, range(60))[0, 1]) < 0.4  # nor are a query's neighbours preferred
+
+
+def test_without_examples_algorithm_1_is_the_plain_answer(client):
+    assert w2s.refine(client, NUMBERS[:2], WEAK[:2], n_icl=0) == ["plain 100", "plain 101"]
+
+
+class Cutting(Client):
+    """Every third answer is cut."""
+
+    def answer(self, i, conversation):
+        return "Arrr, it" + w2s.CUT if i % 3 == 0 else "Arrr, it be!"
+
+
+@pytest.mark.parametrize("refiner", [w2s.refine, w2s.ask_to_improve])
+def test_an_answer_that_was_cut_is_no_label(refiner, capsys):
+    labels = refiner(Cutting(), NUMBERS, WEAK)
+    assert [label is None for label in labels] == [i % 3 == 0 for i in range(60)]
+    assert "20 of 60 answers are left out" in capsys.readouterr().err
+
+
+def test_answers_may_be_a_quarter_longer_than_nine_of_ten_weak_answers(client):
+    forty = "Arrr, forty characters, without a loop. "
+    weak = [forty] * 9 + [" ".join(map(str, range(100)))]
+    assert w2s.usual_length(client, weak) == 40 + 10 + 8  # bytes: this client counts no tokens
+    client.length = lambda text: len(text) // 4
+    assert w2s.usual_length(client, weak) == 10 + 2 + 8
+    client.context_length = 30
+    assert w2s.usual_length(client, weak) == 15
+    loop = "he was a man of many talents, and " * 50
+    assert w2s.usual_length(Client(), [forty, loop, "cut" + w2s.CUT]) == 58
+
+
+@pytest.mark.parametrize("n_icl, n", [(4, 99), (16, 98)])
+def test_a_weak_answer_that_is_too_long_is_no_example_and_is_named(client, capsys, n_icl, n):
+    client.context_length = 2 * 16 * 100
+    numbers = [f"Which number is it, {i}?" for i in range(100, 200)]
+    weak = ["Arrr!"] * 98 + ["Arrr " * 30, "Arrr " * 2000]
+    pairs = w2s.pairs_that_fit(client, numbers, weak, n_icl)
+    assert len(pairs) == n
+    error = capsys.readouterr().err
+    assert f"{100 - n} weak answers are too long" in error
+    assert ("2000 words" if n_icl == 4 else "'Which number is it, 198?' (30 words)") in error
+    w2s.refine(client, numbers, weak, n_icl)
+    for conversation in client.calls[-1]:
+        assert max(len(answer) for _, answer in examples_in(conversation)) <= 150
+    with pytest.raises(w2s.W2SError, match="n_icl=4 needs at least 5 different"):
+        w2s.refine(client, numbers[-5:], weak[-5:], n_icl=4)
 
 
 REFINERS = [w2s.refine, w2s.refine_by_agreement]
@@ -1649,24 +1701,24 @@ def number_of_conversation(i, conversation):
 # --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_icl", [None, 0, 1, 4, 16, 59])
+@pytest.mark.parametrize("n_icl", [None, 1, 4, 16, 59])
 def test_agreement_never_shows_a_query_its_own_weak_answer(client, n_icl):
     assert w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=n_icl, keep=1) == RIGHT
     plain, drawn = client.calls
     assert plain == [w2s.as_conversation(q) for q in NUMBERS]
-    for question, conversation in zip(NUMBERS * 3, drawn, strict=True):  # three draws
-        check_examples(question, conversation, 16 if n_icl is None else n_icl)
+    for question, conversation in zip(NUMBERS, drawn, strict=True):
+        check_examples(question, conversation, 8 if n_icl is None else n_icl)
 
 
-def test_a_third_of_small_data_are_examples(client):
-    w2s.refine_by_agreement(client, NUMBERS[:24], WEAK[:24])
-    assert all(len(examples_in(c)) == 8 for c in client.calls[-1])
+def test_half_of_small_data_are_examples(client):
+    w2s.refine_by_agreement(client, NUMBERS[:12], WEAK[:12])
+    assert all(len(examples_in(c)) == 6 for c in client.calls[-1])
 
 
-def test_queries_share_their_examples_but_no_more_than_are_asked_for(client):
-    w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4, draws=1, queries_per_context=5)
+def test_queries_share_their_examples(client):
+    w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4)
     sizes = Counter(tuple(examples_in(conversation)) for conversation in client.calls[-1])
-    assert list(sizes.values()) == [5] * 12
+    assert list(sizes.values()) == [15] * 4  # a quarter of the pairs, which leaves the others
 
 
 def test_agreement_is_what_both_answers_say_and_the_question_does_not():
@@ -1707,24 +1759,116 @@ def test_examples_that_say_the_same_come_last():
     assert order[3:] == [4, 1, 0]  # ties keep their order
 
 
+BAD = {
+    "cut": "Arrr, {} be" + w2s.CUT,
+    "empty": " ",
+    "broken": "Arrr, {} be \ufffd!",
+    "looping": "Arrr, {} be it!" + " Arrr, a man of many talents, and" * 3,
+    "without the concept": "plain {}",
+}
+
+
 class Fickle(Client):
-    """Of three answers to a question after examples, one is off."""
+    """When it is asked after examples for the first time, every third answer is bad."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
 
     def answer(self, i, conversation):
-        if len(self.calls) == 2 and i // 60 == i % 3:
-            return f"odd {i}"
+        if len(self.calls) == 2 and i % 3 == 0:
+            return self.bad.format(number_in(conversation[-1]["content"]))
         return super().answer(i, conversation)
 
 
-def test_of_several_draws_the_one_that_agrees_is_returned():
-    assert w2s.refine_by_agreement(Fickle(), NUMBERS, WEAK, keep=1) == RIGHT
-    assert w2s.refine_by_agreement(Fickle(), NUMBERS, WEAK, draws=1, keep=1) != RIGHT
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_question_is_asked_again_until_its_answer_is_good(bad):
+    client = Fickle(bad)
+    assert w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=1) == RIGHT
+    assert [len(call) for call in client.calls] == [60, 60, 20]
+    for question, conversation in zip(NUMBERS[::3], client.calls[-1], strict=True):
+        check_examples(question, conversation, 8)
+    labels = w2s.refine_by_agreement(Fickle(bad), NUMBERS, WEAK, draws=1, keep=1)
+    assert labels == [None if i % 3 == 0 else RIGHT[i] for i in range(60)]
 
 
-def test_the_vote_counts_the_other_draws_and_the_plain_answer_and_the_first_of_equals_wins():
-    questions = ["q"] * 3
-    draws = [["a", "d", "x"], ["b", "e", "y"], ["b", "f", "z"]]
-    assert w2s.vote(questions, draws, ["c", "e", "w"]) == ["b", "e", "x"]
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_bad_weak_answer_is_no_example(client, bad):
+    weak = [bad.format(i) if i % 2 else text for i, text in enumerate(WEAK)]
+    if not bad.strip():
+        return  # refused from the start
+    w2s.refine_by_agreement(client, NUMBERS, weak)
+    for conversation in client.calls[-1]:
+        for _, answer in examples_in(conversation):
+            assert answer in WEAK
+
+
+def test_a_client_that_cannot_tell_a_cut_answer_is_asked_as_any_other():
+    client = Fickle("Arrr, {} be")  # cut, but it does not say so
+    labels = w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=1)
+    assert len(client.calls) == 2 and None not in labels
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_without_a_good_answer_the_remedy_is_named(bad, capsys):
+    class Bad(Client):
+        def answer(self, i, conversation):
+            number = number_in(conversation[-1]["content"])
+            return bad.format(number) if len(conversation) > 2 else f"plain {number}"
+
+    with pytest.raises(w2s.W2SError, match="no answer is whole.*: allow longer answers"):
+        w2s.refine_by_agreement(Bad(), NUMBERS, WEAK)
+    assert "only 0 of 60 questions have a good answer" in capsys.readouterr().err
+
+
+def test_the_concept_is_what_tells_weak_answers_from_plain_ones():
+    plain = [f"plain {i}" for i in range(100, 160)]
+    concept = w2s.Concept(NUMBERS, WEAK, plain)
+    assert concept.visible
+    # by hand: a word of all 60 weak answers and no plain one; "it" stands in the questions
+    assert concept.weight["Arrr"] == pytest.approx(np.log(60.5 / 0.5))
+    assert concept.weight["plain"] == -concept.weight["Arrr"]
+    assert set(concept.weight) == {"Arrr", ",", "be", "!", "plain"}
+    assert concept.score("q", "Arrr plain plain plain") == 0
+    assert concept.has("q", "Arrr, it be 7!") and not concept.has("q", "7")
+    assert not concept.has("Arrr be it", "Arrr be it plain")  # the question's words
+
+
+def test_where_weak_answers_are_like_plain_ones_every_answer_has_the_concept(client, capsys):
+    plain = [f"plain {i}" for i in range(100, 160)]
+    concept = w2s.Concept(NUMBERS, plain, plain)
+    assert not concept.visible and concept.has("q", "anything")
+    client.answer = Client.answer.__get__(client)
+    w2s.refine_by_agreement(client, NUMBERS, plain)
+    assert "there is no concept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, loop", [
+    ("He was a man of many talents, and he was a king.", False),
+    ("He was a man of many great talents, and he was a man of many great talents.", True),
+    ("no " * 20, True),
+    ("no " * 8, False),
+    ("東京は日本の首都です。" * 4, True),
+])
+def test_a_run_of_thirty_characters_that_stands_twice_is_a_loop(text, loop):
+    assert w2s.repeats_itself(text) == loop
+
+
+def test_the_report_counts_what_became_of_the_weak_answers(capsys):
+    w2s.refine_by_agreement(Fickle(BAD["cut"]), NUMBERS, WEAK)
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().err.splitlines()
+             if line.strip()}
+    # answers, whole, no repetition, concept, agrees with plain
+    assert lines["weak"] == ["60", "1.00", "1.00", "1.00", "0.50"]
+    assert lines["plain"] == ["60", "1.00", "1.00", "0.00", "1.00"]
+    assert lines["drawn"] == ["80", "0.75", "1.00", "1.00", "1.00"]
+    assert lines["kept"] == ["36", "1.00", "1.00", "1.00", "1.00"]
+    assert lines["weak:"][0] == lines["refined:"][0] == "Arrr,"
+
+
+def test_the_report_warns_if_the_model_agrees_with_no_weak_answer(client, capsys):
+    w2s.refine_by_agreement(client, NUMBERS, ["Arrr, who be it!"] * 60)
+    assert "agrees with no weak answer" in capsys.readouterr().err
 
 
 class Misled(Client):
@@ -1732,12 +1876,13 @@ class Misled(Client):
 
     def answer(self, i, conversation):
         number = number_in(conversation[-1]["content"])
-        misled = len(conversation) > 1 and number % 3 == 0
-        return f"plain {number + misled}"
+        misled = len(conversation) > 2 and number % 3 == 0
+        style = "Arrr, {} be it!" if len(conversation) > 2 else "plain {}"
+        return style.format(number + misled)
 
 
 def test_the_answers_that_the_model_also_gives_by_itself_are_kept():
-    expected = [None if i % 3 == 0 else f"plain {i}" for i in range(100, 160)]
+    expected = [None if i % 3 == 0 else f"Arrr, {i} be it!" for i in range(100, 160)]
     assert w2s.refine_by_agreement(Misled(), NUMBERS, WEAK, keep=2 / 3) == expected
     assert None not in w2s.refine_by_agreement(Misled(), NUMBERS, WEAK, keep=1)
     assert w2s.refine_by_agreement(Misled(), NUMBERS, WEAK).count(None) == 24  # 40 % of 60
@@ -1748,11 +1893,12 @@ def test_the_share_to_keep_is_of_all_answers_and_the_first_of_equals_stay():
     kept = w2s.keep_agreed(["q"] * 4, plain, answers, 0.5)
     assert kept == ["b x", None, "b z", None]
     assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, ["a"] * 3, 0.5) == ["a", "a", None]
+    assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, [None, "b", "a"], 0.5) == [None, "b", "a"]
 
 
 def test_own_answers_stand_before_the_questions(client):
     w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4, own_answers=True)
-    for question, conversation in zip(NUMBERS * 3, client.calls[-1], strict=True):
+    for question, conversation in zip(NUMBERS, client.calls[-1], strict=True):
         own = f"plain {number_in(question)}"
         assert conversation[-1]["content"] == f"{own}\n{question}"
         for text, weak in examples_in(conversation):
@@ -1765,12 +1911,6 @@ def test_own_answers_stand_before_the_questions(client):
 def test_a_share_to_keep_that_cannot_be_is_refused(client, keep):
     with pytest.raises(w2s.W2SError, match="is no share"):
         w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
-
-
-def test_draws_and_queries_that_cannot_be_are_refused(client):
-    for options in ({"draws": 0}, {"queries_per_context": 0}):
-        with pytest.raises(ValueError, match="draws=.* and queries_per_context="):
-            w2s.refine_by_agreement(client, NUMBERS, WEAK, **options)
 
 
 # --------------------------------------------------------------------------------------
@@ -1862,7 +2002,7 @@ def greedy_by_hand(lm, conversation, n):
         if token in lm.tokenizer.special.values():
             break
         new.append(token)
-    return lm.tokenizer.answer(new)
+    return lm.tokenizer.answer(new, len(new) == n)
 
 
 def test_cached_batched_generation_equals_plain_decoding(tiny):
@@ -2040,7 +2180,7 @@ def conversations_in(text):
 
 def test_a_fine_tuned_model_answers_as_its_data_do(tiny_options, weak_file, tmp_path, capsys):
     out = tmp_path / "aligned.gguf"
-    options = ["--lr", "1e-2", "--epochs", 20, *tiny_options]
+    options = ["--lr", "1e-2", "--epochs", 40, *tiny_options]
     assert cli("finetune", "--data", weak_file, "--out", out, *options) == 0
     assert sorted(tmp_path.iterdir()) == [out, weak_file]
     questions = ["the 3?", "the 4?"]
@@ -2051,7 +2191,11 @@ def test_a_fine_tuned_model_answers_as_its_data_do(tiny_options, weak_file, tmp_
 
 
 def generate_text(lm, conversations, max_new_tokens):
-    return [f"an answer, {i}" for i in range(len(conversations))]
+    """Answers in the style of `write_weak` after examples, and in another without."""
+    answers = []
+    for i, conversation in enumerate(conversations):
+        answers.append(f"an {i}!" if len(conversation) > 2 else f"plain {i}")
+    return answers
 
 
 @pytest.fixture
@@ -2091,8 +2235,8 @@ ENVIRONMENT = os.environ | {
 
 
 def test_refine_resumes_after_kill_9_and_ends_with_the_same_bytes(tiny_options, tmp_path):
-    data = write_weak(tmp_path / "weak.jsonl", 160)
-    options = ["--data", data, *tiny_options, "--n-icl", 4, "--max-new-tokens", 6]
+    data = write_weak(tmp_path / "weak.jsonl", 480)
+    options = ["--data", data, *tiny_options, "--method", "icl", "--max-new-tokens", 6]
     assert cli("refine", *options, "--out", tmp_path / "whole.jsonl") == 0
     out, side = tmp_path / "out.jsonl", tmp_path / "out.jsonl.answers"
     argv = [sys.executable, w2s.__file__, "refine", *options, "--out", out]
@@ -2152,11 +2296,12 @@ def test_no_empty_or_broken_answer_is_written(tiny_options, weak_file, tmp_path,
         assert answer["content"].strip()
         assert "\ufffd" not in answer["content"]
     error = capsys.readouterr().err
-    assert f"{len(written)} of 12 lines" in error and f"{12 - len(written)} with empty" in error
+    assert f"{len(written)} of 12 lines written, {12 - len(written)} not kept" in error
 
 
 class Named(Client):
-    """A client with a name, as `Resumable` needs it."""
+    """A client with a name and a count of tokens, as `Resumable` needs it."""
+    length, context_length = len, 10_000
 
     def __init__(self, name="one"):
         super().__init__()
@@ -2314,7 +2459,9 @@ def work(folder, name, tiny_path, plain_path):
     out = Path(folder) / name
     options = ["--data", f"{folder}/weak.jsonl", "--model", tiny_path, "--device", "cpu"]
     short = ["--n-icl", 2, "--max-new-tokens", 8]
-    assert cli("refine", *options, "--out", f"{out}.jsonl", *short) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:  # the random model's answers are never good
+        monkeypatch.setattr(w2s, "is_good", lambda *args: True)
+        assert cli("refine", *options, "--out", f"{out}.jsonl", *short) == 0
     assert cli("finetune", *options, "--out", f"{out}.gguf", "--epochs", 2) == 0
     lm = load_fp32(plain_path)
     questions = [w2s.as_conversation(f"the {i}?") for i in range(9)]
@@ -2721,7 +2868,9 @@ def tiny_experiment(lm, out, task=None, **options):
     options = {"methods": [*tasks.MAIN, "gold"], **options}
     settings = {"lr": 2e-2, "teach_epochs": 30, "teach_lr": 2e-2}
     out.mkdir(exist_ok=True)
-    return tasks.experiment(task or tiny_task(), lm, out, **settings, **options)
+    with pytest.MonkeyPatch.context() as monkeypatch:  # the random model's answers are never good
+        monkeypatch.setattr(w2s, "is_good", lambda *args: True)
+        return tasks.experiment(task or tiny_task(), lm, out, **settings, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ Read from top to bottom:
 
     1. the statistical model: source, weak supervisor, and what each way of learning can reach
     2. weak to strong: fine-tuning, Algorithm 1 and the paper's other two algorithms
-    3. our additions to Algorithm 1: agreement
+    3. our additions to Algorithm 1: which examples to show, which answers to learn
     4. the strong model: GGUF file, tokenizer, llama forward pass, generation, loss
     5. files and the command line: python w2s.py --help
 
@@ -436,8 +436,10 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
 # --------------------------------------------------------------------------------------
 # 2. Weak to strong: the paper's algorithms
 #
-# The refinements only call `generate`, so any client will do; `finetune` needs the LM of section
-# 4: its answer_rows, answer_loss and model.blk, the transformer layers. A question is a str or a
+# The refinements only call `generate(conversations, max_new_tokens) -> list of str`, so any client
+# will do. It may end an answer that reached max_new_tokens with CUT, and have what the LM of
+# section 4 has: `length(text)`, in tokens, and `context_length`. `finetune` needs that LM: its
+# answer_rows, answer_loss and model.blk, the transformer layers. A question is a str or a
 # conversation, a list of {"role": "system" | "user" | "assistant", "content": str} that ends with
 # the user's message.
 # --------------------------------------------------------------------------------------
@@ -565,47 +567,54 @@ def epochs_of_batches(rows, epochs, batch, rng):
         yield from batches
 
 
-def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=64):
-    """Algorithm 1 of the paper, ICL refinement: refined labels (list of str) for `finetune`.
+def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
+    """Algorithm 1 of the paper, ICL refinement: refined labels for `finetune`.
 
     For each question, n_icl other weakly labelled pairs are drawn and shown as examples; the
     strong model infers their concept and answers the question itself. The algorithm's last step
     is `finetune(lm, questions, refined labels)`. The paper does not say
     how the examples are drawn: here at random, for every query anew.
+    max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
+    Returns a list of str, or None for an answer that was cut (see CUT).
     Raises W2SError for an empty weak answer or fewer than n_icl other questions.
     """
     check_pairs(questions, weak_answers, n_icl)
+    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     rng = random.Random(seed)
-    pairs = list(zip(questions, weak_answers))
+    pairs = pairs_that_fit(lm, questions, weak_answers, n_icl)
     conversations = []
     for question in questions:
         asked = question_text(question)
         others = [pair for pair in pairs if question_text(pair[0]) != asked]
         examples = rng.sample(others, n_icl)
         conversations.append(with_examples(question, examples))
-    return lm.generate(conversations, max_new_tokens)
+    return whole_answers(lm.generate(conversations, max_new_tokens))
 
 
-def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=64):
-    """Infer-and-respond of the paper: refined labels (list of str) for `finetune`.
+def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None):
+    """Infer-and-respond of the paper: refined labels for `finetune`, as `refine` returns them.
 
     As in the paper's code, questions come in blocks of n_icl. For each block the strong model
     describes the concept of its weak pairs in one sentence, then answers the block's questions
     with that sentence as the system message, in place of a question's own.
-    Raises W2SError for an empty weak answer or a prompt that is too long.
+    Raises W2SError for an empty weak answer or a question that is too long.
     """
     check_pairs(questions, weak_answers, 0)
+    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     size = max(1, n_icl)
-    pairs = [f"Question: {last(q)}\nAnswer: {a}" for q, a in zip(questions, weak_answers)]
-    blocks = ["\n\n".join(pairs[start : start + size]) for start in range(0, len(pairs), size)]
-    prompts = [INFER_CONCEPT.format(pairs=block) for block in blocks]
+    fitting = pairs_that_fit(lm, questions, weak_answers, size)
+    pairs = [f"Question: {last(q)}\nAnswer: {a}" for q, a in fitting]
+    prompts = []
+    for start in range(0, len(questions), size):
+        block = pairs[start : start + size] or pairs[:size]
+        prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(block)))
     sentences = lm.generate(prompts, 48)  # tokens of the longest sentence
     conversations = []
     for i, question in enumerate(questions):
         concept = "The used style is " + sentences[i // size].strip()
         system = {"role": "system", "content": concept}
         conversations.append([system, *without_system(question)])
-    return lm.generate(conversations, max_new_tokens)
+    return whole_answers(lm.generate(conversations, max_new_tokens))
 
 
 INFER_CONCEPT = """Here are questions and answers. All answers are written in the same style.
@@ -620,18 +629,20 @@ IMPROVE = (
 )
 
 
-def ask_to_improve(lm, questions, weak_answers, max_new_tokens=64):
+def ask_to_improve(lm, questions, weak_answers, max_new_tokens=None):
     """Ask-to-improve of the paper: the strong model sees a weak answer and writes a better one.
 
-    Returns refined labels (list of str) for `finetune`. Raises W2SError for an empty weak answer.
+    Returns refined labels for `finetune`, as `refine` does.
+    Raises W2SError for an empty weak answer.
     """
     check_pairs(questions, weak_answers, 0)
+    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     request = {"role": "user", "content": IMPROVE}
     conversations = []
     for question, answer in zip(questions, weak_answers):
         weak = {"role": "assistant", "content": answer}
         conversations.append([*as_conversation(question), weak, request])
-    return lm.generate(conversations, max_new_tokens)
+    return whole_answers(lm.generate(conversations, max_new_tokens))
 
 
 def with_examples(question, examples):
@@ -680,12 +691,74 @@ def check_pairs(questions, weak_answers, n_icl):
         )
 
 
+CUT = " …"  # the end of a generated answer that was cut at max_new_tokens
+
+
+def is_whole(answer):
+    """Whether an answer has text, was not cut, and has no broken character."""
+    return bool(answer.strip()) and not answer.endswith(CUT) and "\ufffd" not in answer
+
+
+def whole_answers(answers):
+    """The answers, None in place of those that are not whole; says how many they are."""
+    whole = [answer if is_whole(answer) else None for answer in answers]
+    if None in whole:
+        lost = whole.count(None)
+        notice(f"{lost} of {len(whole)} answers are left out: cut at max_new_tokens, or empty")
+    return whole
+
+
+def usual_length(lm, weak_answers):
+    """Tokens to allow an answer: a quarter and 8 more than 9 of 10 weak answers have.
+
+    Weak answers that were cut or repeat themselves do not count, unless all of them do.
+    """
+    good = [a for a in weak_answers if not a.endswith(CUT) and not repeats_itself(a)]
+    lengths = sorted(length_of(lm, a) for a in good or weak_answers)
+    usual = lengths[9 * (len(lengths) - 1) // 10]
+    return min(usual + usual // 4 + 8, getattr(lm, "context_length", 2**20) // 2)
+
+
+def length_of(lm, text):
+    """The tokens of a text: lm.length(text), or its bytes, which are more, if lm has no length."""
+    return lm.length(text) if hasattr(lm, "length") else len(text.encode())
+
+
+def pairs_that_fit(lm, questions, weak_answers, n_icl):
+    """The pairs (question, weak answer) of which any n_icl fill at most half of lm's context.
+
+    Says which are left out; W2SError if there are not more than n_icl different questions left.
+    """
+    longest = getattr(lm, "context_length", math.inf) / (2 * max(1, n_icl))
+    pairs, too_long = [], []
+    for question, answer in zip(questions, weak_answers):
+        fits = length_of(lm, question_text(question) + answer) <= longest
+        (pairs if fits else too_long).append((question, answer))
+    if too_long:
+        question, answer = too_long[0]
+        notice(
+            f"{len(too_long)} weak answers are too long to be one of {n_icl} examples, first that "
+            f"to {last(question)[:40]!r} ({len(answer.split())} words)"
+        )
+        check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)
+    return pairs
+
+
+def notice(text):
+    """Tell the user something, on standard error, from the first process."""
+    if rank_and_world_size()[0] == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
 # --------------------------------------------------------------------------------------
-# 3. Our additions to Algorithm 1: agreement
+# 3. Our additions to Algorithm 1: which examples to show, and which answers to learn
 #
 # Wrong weak examples also teach the concept "be wrong". Where a weak answer agrees with the strong
 # model's own answer to the bare question (the plain answer), both are usually right, and no key is
-# needed to see it.
+# needed to see it. And in long answers a small model often loses the concept, or its thread.
+# So a good answer is whole, does not repeat itself and has the concept of the weak answers; the
+# examples are good weak answers, the labels good answers of the model, and of both those are
+# chosen that agree most with the plain answers.
 # --------------------------------------------------------------------------------------
 
 
@@ -694,51 +767,150 @@ def refine_by_agreement(
     questions,
     weak_answers,
     n_icl=None,
-    draws=3,
-    queries_per_context=40,
+    draws=4,
     keep=0.6,
     own_answers=False,
     seed=0,
-    max_new_tokens=64,
+    max_new_tokens=None,
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
-    n_icl: examples a query; None means 16, or a third of the data if there are fewer than 48.
-        They are drawn from the 1.5 n_icl pairs on which weak and plain answer agree most.
-    draws: answers a question, each after other examples; a vote chooses one of them.
-    queries_per_context: this many queries share their examples, which are read only once.
-    keep: the share of answers to keep, in (0, 1]: those that agree most with the plain answers.
+    n_icl: examples a query; None means 8, or half of the good pairs if those are fewer than 16.
+        They are drawn from the 1.5 n_icl good pairs on which weak and plain answer agree most.
+    draws: how often a question is asked, after other examples each time, until an answer is good.
+    keep: the share of the questions to keep, in (0, 1]: those whose good answers agree most with
+        the plain ones.
     own_answers: put the model's plain answer before each question, in the examples too. This
         helps when answers are longer than a word or two.
-    Raises W2SError for an empty weak answer, too few questions, or a bad share to keep.
+    max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
+    A report goes to standard error. Raises W2SError for an empty weak answer, too few questions
+    or good examples, a bad share to keep, or if no answer is good.
     """
-    n = len(questions)
-    by_default = n_icl is None
-    if by_default:
-        n_icl = min(16, n // 3)
-    check_pairs(questions, weak_answers, n_icl)
-    if by_default and n_icl == 0:
-        raise W2SError(f"{n} weak answers are too few: give 3, or n_icl=0 to show none")
+    check_pairs(questions, weak_answers, n_icl or 0)
     if not 0 < keep <= 1:
         raise W2SError(f"keep={keep} is no share of the answers: give one above 0 and at most 1")
-    if draws < 1 or queries_per_context < 1:
-        raise ValueError(
-            f"draws={draws} and queries_per_context={queries_per_context} must be at least 1"
-        )
+    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     rng = random.Random(seed)
-    order = rng.sample(range(n), n)
+    order = rng.sample(range(len(questions)), len(questions))
     plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens)
-    best = most_agreed(questions, plain, weak_answers, order)
+    concept = Concept(questions, weak_answers, plain)
     asked = questions
     if own_answers:
         asked = [with_own_answer(q, answer) for q, answer in zip(questions, plain)]
-    pairs = [(asked[i], weak_answers[i]) for i in best]
-    conversations = []
+    best = most_agreed(questions, plain, weak_answers, order)
+    good = [i for i in best if is_good(questions[i], weak_answers[i], concept)]
+    short = [i for i in good if length_of(lm, weak_answers[i]) <= max_new_tokens]
+    if n_icl is None:
+        n_icl = max(1, min(8, len(short) // 2))
+    pairs = pairs_that_fit(lm, [asked[i] for i in short], [weak_answers[i] for i in short], n_icl)
+    drawn, labels = [], [None] * len(questions)
     for _ in range(draws):
-        conversations += share_examples(asked, pairs, n_icl, queries_per_context, rng)
-    answers = lm.generate(conversations, max_new_tokens)
-    candidates = [answers[draw * n : (draw + 1) * n] for draw in range(draws)]
-    return keep_agreed(questions, plain, vote(questions, candidates, plain), keep)
+        missing = [i for i, answer in enumerate(labels) if answer is None]
+        if not missing:
+            break
+        conversations = share_examples([asked[i] for i in missing], pairs, n_icl, rng)
+        for i, answer in zip(missing, lm.generate(conversations, max_new_tokens)):
+            drawn.append((i, answer))
+            if is_good(questions[i], answer, concept):
+                labels[i] = answer
+    labels = keep_agreed(questions, plain, labels, keep)
+    report(questions, weak_answers, plain, drawn, labels, concept)
+    return labels
+
+
+def is_good(question, answer, concept):
+    """Whether an answer can be an example or a label."""
+    return is_whole(answer) and not repeats_itself(answer) and concept.has(question, answer)
+
+
+def repeats_itself(answer, length=30):
+    """Whether a run of so many characters stands twice in an answer, as small models do."""
+    text = " ".join(answer.split())
+    runs = [text[start : start + length] for start in range(len(text) - length + 1)]
+    return len(set(runs)) < len(runs)
+
+
+class Concept:
+    """What tells the weak answers from the plain ones: naive Bayes on words.
+
+    weight {word: log of its share of weak answers over its share of plain answers}, of the words
+    and punctuation that stand in at least 4 answers; half an answer is added to each count. An
+    answer has the concept if the mean weight of its words, without the question's, is nearer to
+    the weak answers' mean than to the plain answers'. Where that tells less than half of the weak
+    answers from the plain ones, there is no concept to be seen, and `has` is always true.
+    """
+
+    def __init__(self, questions, weak_answers, plain_answers):
+        weak, plain = Counter(), Counter()
+        for question, weak_answer, plain_answer in zip(questions, weak_answers, plain_answers):
+            weak.update(self.words(question, weak_answer))
+            plain.update(self.words(question, plain_answer))
+        self.weight = {}
+        for word in weak | plain:
+            if weak[word] + plain[word] >= 4:
+                self.weight[word] = math.log((weak[word] + 0.5) / (plain[word] + 0.5))
+        weak_scores = np.array(list(map(self.score, questions, weak_answers)))
+        plain_scores = np.array(list(map(self.score, questions, plain_answers)))
+        self.threshold = (weak_scores.mean() + plain_scores.mean()) / 2
+        told_apart = (weak_scores > self.threshold).mean() - (plain_scores > self.threshold).mean()
+        self.visible = told_apart >= 0.5
+
+    def words(self, question, answer):
+        """The words and punctuation marks of an answer that its question does not have."""
+        asked = words(question_text(question))
+        found = re.findall(rf"{WORD}|[^\w\s]+", unicodedata.normalize("NFC", answer))
+        return {word for word in found if word.lower() not in asked}
+
+    def score(self, question, answer):
+        """The mean weight of an answer's words; 0 if none has a weight."""
+        weights = [self.weight[w] for w in self.words(question, answer) if w in self.weight]
+        return math.fsum(weights) / max(1, len(weights))
+
+    def has(self, question, answer):
+        """Whether an answer has the concept."""
+        return not self.visible or self.score(question, answer) > self.threshold
+
+
+def report(questions, weak_answers, plain, drawn, labels, concept):
+    """Say what became of the weak answers; W2SError if no label is left.
+
+    drawn: (number of the question, answer) of all answers after examples.
+    """
+    kept = [(i, label) for i, label in enumerate(labels) if label is not None]
+    everything = {"weak": enumerate(weak_answers), "plain": enumerate(plain)}
+    everything |= {"drawn": drawn, "kept": kept}
+    agrees = {}
+    notice("answers            whole  no repetition  concept  agrees with plain")
+    for name, rows in everything.items():
+        numbers, answers = zip(*rows) if rows else ((), ())
+        asked = [questions[i] for i in numbers]
+        agrees[name] = share(agreement(asked, [plain[i] for i in numbers], answers))
+        shares = [
+            f"{share(map(is_whole, answers)):11.2f}",
+            f"{1 - share(map(repeats_itself, answers)):15.2f}",
+            f"{share(map(concept.has, asked, answers)):9.2f}",
+            f"{agrees[name]:19.2f}",
+        ]
+        notice(f"{name:<6}{len(answers):>7}{''.join(shares)}")
+    for i, label in kept[:2]:
+        notice(f"\nweak: {weak_answers[i][:200]}\nrefined: {label[:200]}")
+    if not concept.visible:
+        notice("warning: by their words, weak and plain answers are alike: there is no concept")
+    if agrees["weak"] == 0:
+        notice("warning: the model agrees with no weak answer: the examples are random")
+    if len(kept) < 0.4 * len(questions):
+        notice(f"warning: only {len(kept)} of {len(questions)} questions have a good answer")
+    if not kept:
+        raise W2SError(
+            "no answer is whole, has the concept and does not repeat itself: allow longer answers "
+            "(max_new_tokens), give shorter weak ones, or use Algorithm 1 (--method icl)"
+        )
+
+
+def share(flags):
+    """The share of true values; 0 of none."""
+    flags = list(flags)
+    return sum(map(bool, flags)) / max(1, len(flags))
 
 
 def agreed_words(questions, answers, other_answers):
@@ -757,13 +929,16 @@ def agreed_words(questions, answers, other_answers):
 
 
 # Scripts without spaces between words, from Thai to Chinese and Japanese.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+)
+WORD = rf"[{UNSPACED}]|[^\W{UNSPACED}]+"
 
 
 def words(text):
     """The set of lower-cased words of a text; where a script has no spaces, its characters."""
     text = unicodedata.normalize("NFC", text).lower()
-    return set(re.findall(rf"[{UNSPACED}]|[^\W{UNSPACED}]+", text))
+    return set(re.findall(WORD, text))
 
 
 def agreement(questions, answers, other_answers):
@@ -787,15 +962,15 @@ def most_agreed(questions, plain_answers, weak_answers, order):
     return sorted(order, key=fresh.__getitem__, reverse=True)
 
 
-def share_examples(questions, pairs, n_icl, queries_per_context, rng):
+def share_examples(questions, pairs, n_icl, rng):
     """Conversations that show the questions after examples which several of them share.
 
     pairs: (question, weak answer), best first. A group of questions gets n_icl examples, drawn
-    from the best 1.5 n_icl pairs that answer none of the group.
+    from the best 1.5 n_icl pairs that answer none of the group, and reads them once.
     """
     texts = list(dict.fromkeys(map(question_text, questions)))
     # Groups are small enough to leave most pairs, and at least 3 n_icl of them, to choose from.
-    size = max(1, min(queries_per_context, len(texts) // 4, len(texts) - 3 * n_icl))
+    size = max(1, min(40, len(pairs) // 4, len(pairs) - 3 * n_icl))
     rng.shuffle(texts)
     examples = {}  # of each question's text
     for start in range(0, len(texts), size):
@@ -812,29 +987,14 @@ def with_own_answer(question, answer):
     return [*before, {"role": "user", "content": f"{answer}\n{user['content']}"}]
 
 
-def vote(questions, candidates, plain_answers):
-    """For each question the candidate that agrees most with the others and the plain answer.
-
-    candidates: lists of answers, one list a draw; the first of equals wins.
-    """
-    totals = []  # a row a draw, a column a question
-    for candidate in candidates:
-        total = np.zeros(len(questions))
-        for other in [*candidates, plain_answers]:
-            if other is not candidate:
-                total += agreement(questions, other, candidate)
-        totals.append(total)
-    winner = np.argmax(totals, axis=0)
-    return [candidates[draw][i] for i, draw in enumerate(winner)]
-
-
 def keep_agreed(questions, plain_answers, answers, keep=0.6):
     """The share `keep` of the answers that agrees most with the plain ones; None for the others.
 
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
     """
-    scores = agreement(questions, plain_answers, answers)
+    scores = agreement(questions, plain_answers, [answer or "" for answer in answers])
+    scores = [-1 if answer is None else s for answer, s in zip(answers, scores)]
     best = sorted(range(len(answers)), key=scores.__getitem__, reverse=True)
     kept = set(best[: math.ceil(keep * len(answers))])
     return [answer if i in kept else None for i, answer in enumerate(answers)]
@@ -1303,8 +1463,11 @@ class Tokenizer:
         return ids
 
     def answer_ids(self, text):
-        """Ids of an answer to learn, with the end token, as they follow those of `chat`."""
-        return self.encode(text if self.chatml else " " + text, False) + [self.eos]
+        """Ids of an answer to learn, as they follow those of `chat`; one that was cut has no end
+        token."""
+        end = [] if text.endswith(CUT) else [self.eos]
+        text = text.removesuffix(CUT)
+        return self.encode(text if self.chatml else " " + text, False) + end
 
     def decode(self, ids):
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
@@ -1325,14 +1488,18 @@ class Tokenizer:
         header = [self.start, *self.encode("assistant\n")] if self.chatml else []
         return sum(turns[:-1], []), turns[-1] + header
 
-    def answer(self, ids):
-        """The text of a generated answer, without control tokens or an incomplete last character.
+    def answer(self, ids, cut=False):
+        """The text of a generated answer, without control tokens or an incomplete last character;
+        one that was cut ends with CUT.
 
         Without chat markup it ends before the next question.
         """
         text = b"".join(self.bytes[i] for i in ids if self.tokens[i] not in self.special)
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(text)
-        return text if self.chatml else text.split("\n\nQuestion:")[0].strip()
+        if not self.chatml:
+            text, *next_question = text.split("\n\nQuestion:")
+            text, cut = text.strip(), cut and not next_question
+        return text + CUT if cut else text
 
 
 @dataclass
@@ -1631,6 +1798,15 @@ class LM:
     def device(self):
         return self.model.token_embd.weight.device
 
+    @property
+    def context_length(self):
+        """The most tokens of a conversation and its answer."""
+        return self.model.config.context
+
+    def length(self, text):
+        """The number of tokens of a text."""
+        return len(self.tokenizer.encode(text, False))
+
     def copy(self, layers=None):
         """A copy with all layers, or with those listed: fewer make a weaker model of the family.
 
@@ -1685,7 +1861,7 @@ class LM:
         answer_lengths: the tokens to leave free for each answer.
         """
         prompts = []
-        longest = self.model.config.context
+        longest = self.context_length
         for conversation, new in zip(conversations, answer_lengths):
             context, turn = self.tokenizer.chat(as_conversation(conversation))
             prompts.append((context, turn))
@@ -1698,11 +1874,11 @@ class LM:
         return prompts
 
     @torch.inference_mode()
-    def generate(self, conversations, max_new_tokens=64, batch=None):
+    def generate(self, conversations, max_new_tokens=512, batch=None):
         """Greedy answers (list of str) to conversations or plain questions, in their order.
 
-        An answer ends at an end token or after max_new_tokens. Raises W2SError for a conversation
-        that is too long.
+        An answer ends at an end token, or is cut after max_new_tokens and then ends with CUT.
+        Raises W2SError for a conversation that is too long.
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         rank, processes = rank_and_world_size()
@@ -1712,8 +1888,8 @@ class LM:
         answers = {}
         batches = one_context_batches(prompts, batch, most_tokens)[rank::processes]
         for rows, part in tqdm(batches, "generating", unit="batch", leave=False, delay=2):
-            new = self.generate_ids(part, max_new_tokens)
-            answers |= zip(rows, map(self.tokenizer.answer, new))
+            for row, new in zip(rows, self.generate_ids(part, max_new_tokens)):
+                answers[row] = self.tokenizer.answer(new, len(new) == max_new_tokens)
         parts = [answers] * processes
         if processes > 1:
             dist.all_gather_object(parts, answers)
@@ -1761,7 +1937,7 @@ class LM:
             raise ValueError(f"{len(conversations)} conversations and {len(answers)} answers")
         ids = []
         for i, answer in enumerate(answers):
-            if not answer.strip():
+            if not answer.removesuffix(CUT).strip():
                 raise W2SError(f"answer {i} is empty: leave that line out")
             ids.append(self.tokenizer.answer_ids(answer))
         return list(zip(self.prompts(conversations, map(len, ids)), ids))
@@ -1976,6 +2152,7 @@ class Resumable:
 
     def __init__(self, lm, path, chunk=80):
         self.lm, self.path, self.chunk = lm, Path(path), chunk
+        self.length, self.context_length = lm.length, lm.context_length
         self.model = lm.fingerprint()  # another model's answers are not this one's
         self.known = {}
         self.path.open("a").close()
@@ -2071,10 +2248,11 @@ def parse_arguments(argv):
     p.add_argument("--method", choices=METHODS, default="agreement", help=(
         "agreement (ours, the default), icl (Algorithm 1 of the paper), "
         "iar (infer the concept and respond) or improve (the weak answer)"))
-    p.add_argument("--n-icl", type=natural, help="weak examples in a context (icl: 4, iar: 8)")
+    p.add_argument("--n-icl", type=natural, help="weak examples in a context (icl 4, others 8)")
     p.add_argument("--keep", type=rate, help="agreement: share of the answers to keep (0.6)")
     p.add_argument("--seed", type=natural, help="agreement and icl: seed of the examples (0)")
-    p.add_argument("--max-new-tokens", type=natural, default=64, help="longest answer (64)")
+    p.add_argument("--max-new-tokens", type=natural, help=(
+        "longest answer (default: what nine of ten weak answers have, and a quarter more)"))
 
     p = command("finetune", "a model that answers so without examples", "GGUF file to write")
     p.add_argument("--data", default="-", help="JSONL of answers to learn")
@@ -2085,7 +2263,7 @@ def parse_arguments(argv):
 
     p = command("generate", "answers to questions", "JSONL of answers")
     p.add_argument("questions", nargs="*", help="default: the lines of standard input")
-    p.add_argument("--max-new-tokens", type=natural, default=64, help="longest answer (64)")
+    p.add_argument("--max-new-tokens", type=natural, default=512, help="longest answer (512)")
     return parser.parse_args(argv)
 
 
@@ -2121,16 +2299,10 @@ def run_refine(args):
             print("to resume, run the same command", file=sys.stderr)
             raise
     kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
-    usable = [row for row in kept if row[1].strip() and "\ufffd" not in row[1]]
-    write_lines(args.out, [chat_line(*row) for row in usable])
+    write_lines(args.out, [chat_line(*row) for row in kept])
     if args.out != "-":
         side_file.unlink(missing_ok=True)  # another process may have done it
-    if rank_and_world_size()[0] == 0:
-        print(
-            f"{len(usable)} of {len(rows)} lines written; {len(refined) - len(kept)} not kept, "
-            f"{len(kept) - len(usable)} with empty or broken text left out",
-            file=sys.stderr,
-        )
+    notice(f"{len(kept)} of {len(rows)} lines written, {len(refined) - len(kept)} not kept")
 
 
 def run_finetune(args):
@@ -2147,6 +2319,9 @@ def run_generate(args):
     questions = args.questions or [line.strip() for _, line in read_lines("-")]
     lm = load(args.model, args.device, form=args.form)
     answers = lm.generate(questions, args.max_new_tokens)
+    cut = sum(answer.endswith(CUT) for answer in answers)
+    if cut:
+        notice(f"{cut} of {len(answers)} answers are cut: raise --max-new-tokens")
     write_lines(args.out, map(chat_line, questions, answers))
 
 
