@@ -452,7 +452,7 @@ class Run:
 
 
 def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
-    """Run methods on a task; write out/<task>.json, .md and .svg; return the content of the JSON.
+    """Run methods on a task; write out/<task>.json and return its content.
 
     The middle supervisor serves all methods, those of the ladder (names of SUPERVISORS) the methods
     of LADDER, each with every seed. settings: lr, teach_epochs, teach_lr. Answers are kept in
@@ -475,8 +475,6 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
     result = summary(run)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     w2s.write_file(out / f"{task.name}.json", text)
-    w2s.write_file(out / f"{task.name}.md", markdown(task, result))
-    w2s.write_file(out / f"{task.name}.svg", drawing(task, result))
     run.path.unlink(missing_ok=True)
     return result
 
@@ -571,14 +569,16 @@ def paired_p(a, b, draws=50_000):
 
 def summary(run):
     """The content of the JSON file: all answers, and for each supervisor the rows of its table."""
-    scores, odds = {}, []
+    scores, odds, marks = {}, [], {}
     for key, answers in run.answers.items():
         supervisor, _, method = key.split("/")
         if method == "odds":
             odds = [interval([row]) for row in answers]
         else:
             methods = scores.setdefault(supervisor, {})
-            methods.setdefault(method, []).append(score(run.task, method, answers))
+            rows = score(run.task, method, answers)
+            methods.setdefault(method, []).append(rows)
+            marks[key] = [[content, style] for content, style, *_ in rows]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
     new = [item.new for item in run.task.test]
     rows = {}
@@ -599,6 +599,7 @@ def summary(run):
         "test": [item._asdict() for item in run.task.test],
         "train": [item._asdict() for item in run.task.train],
         "answers": run.answers,
+        "scores": marks,  # (content, style) of each answer that is not None
     }
 
 
@@ -694,8 +695,8 @@ concept, and it does not. (A risk of a mean: not comparable with the mean risks 
 def theory(out, replications=10_000, seed=0):
     """Simulate the estimators of the statistical model beside their limits and bounds.
 
-    Writes theory.json, theory.md and theory.svg into the folder out (Path), prints the tables,
-    and returns what theory.json holds.
+    Writes theory.json and theory.svg into the folder out (Path), prints the tables, and returns
+    what theory.json holds.
     """
     start = time.perf_counter()
     prior = torch.full((10,), 0.1, dtype=torch.float64)
@@ -709,17 +710,16 @@ def theory(out, replications=10_000, seed=0):
         "terms": two_terms(source, replications // 200, generator),
         "prior": prior_as_target(source, replications // 5, generator),
     }
-    settings = {"replications": replications, "seed": seed}
-    text = f"""**theory**: excess risks and half-widths of their 95 % intervals; d = 20, K = 10,
+    print(f"""**theory**: excess risks and half-widths of their 95 % intervals; d = 20, K = 10,
 sigma = 0.5, sigma_w = sigma unless stated; {replications} replications (of the
 fits {replications // 50}), seed {seed}
-"""
+""")
     for name, (head, *rows) in tables.items():
-        text += f"\n{NOTES[name]}\n\n{markdown_table(head, rows)}\n"
+        print(f"\n{NOTES[name]}\n\n{markdown_table(head, rows)}")
     panels = [*panels, panel]
     result = {
         "task": "theory",
-        "settings": settings,
+        "settings": {"replications": replications, "seed": seed},
         "versions": w2s.versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "tables": tables,
@@ -727,10 +727,8 @@ fits {replications // 50}), seed {seed}
     }
     title = "Refinement forgets a supervisor's bias; against mere noise the hull is best"
     out.mkdir(parents=True, exist_ok=True)
-    w2s.write_file(out / "theory.md", text)
     w2s.write_file(out / "theory.svg", draw_figure(title, panels))
     w2s.write_file(out / "theory.json", json.dumps(result, indent=1))
-    print(text)
     return result
 
 
@@ -853,8 +851,50 @@ def prior_as_target(source, replications, generator):
 
 
 # -------------------------------------------------------------------------------------------------
-# 6. Tables and figures
+# 6. Tables, figures and the page
 # -------------------------------------------------------------------------------------------------
+
+
+def report(out, results):
+    """Write report.html, a page that works offline, and summary.svg into the folder out; print the
+    summary. results: what `experiment` and `theory` returned."""
+    experiments = [result for result in results if "supervisors" in result]
+    body = ""
+    if experiments:
+        table = summary_table(experiments)
+        print("\n" + markdown_table(*table))
+        panels = [summary_panel(result) for result in experiments]
+        title = "Content of the answers, with 95 % intervals"
+        w2s.write_file(out / "summary.svg", draw_figure(title, panels))
+        body = html_figures(panels) + html_table(*table)
+    for result in experiments:
+        body += f"<h2>{result['task']}</h2>{html_figures(figures(result))}"
+        for supervisor, methods in result["supervisors"].items():
+            body += f"<h3>Weak supervisor: the strong model with {supervisor}</h3>"
+            body += html_table(*methods_table(methods))
+        body += f"<p>{legend(result)}</p>"
+    for result in results:
+        for name, (head, *rows) in result.get("tables", {}).items():
+            note = escape(NOTES[name]).replace("**", "")
+            body += f"<h2>theory: {name}</h2><p>{note}</p>{html_table(head, rows)}"
+    data = json.dumps({result["task"]: shown_answers(result) for result in experiments})
+    page = PAGE.replace("BODY", body).replace("DATA", data.replace("</", r"<\/"))
+    w2s.write_file(out / "report.html", page)
+    print(f"\nWritten: {out / 'report.html'}, and a .json file for each task", flush=True)
+
+
+def shown_answers(result):
+    """What the page shows of a task: questions, keys, and for each supervisor and seed its methods'
+    [answer, content, style]."""
+    cells = {}
+    for key, answers in result["answers"].items():
+        supervisor, seed, method = key.split("/")
+        if method in METHODS:
+            cell = cells.setdefault(f"{supervisor}, seed {seed}", {})
+            scores = result["scores"][key]
+            cell[row_title(method)] = [[a, *score] for a, score in zip(answers, scores)]
+    questions = [[item["question"], item["key"]] for item in result["test"]]
+    return {"questions": questions, "cells": cells}
 
 
 COLUMNS = [
@@ -863,28 +903,38 @@ COLUMNS = [
 ]
 
 
-def markdown(task, result):
-    """The results as text with a table for each supervisor."""
-    seeds = {key.split("/")[1] for key in result["answers"]}
-    parts = [
-        f"**{task.name}**: {len(task.test)} test and {len(task.train)} train questions, "
-        f"seeds: {len(seeds)}; 95 % bootstrap intervals"
-    ]
-    for supervisor, methods in result["supervisors"].items():
-        rows = []
-        for key in [*METHODS, *(f"{m}_labels" for m in METHODS)]:
-            if key in methods:
-                cells = [as_text(methods[key].get(column)) for column in COLUMNS]
-                rows.append([row_title(key), *cells])
-        parts.append(f"Weak supervisor: the strong model with {supervisor}")
-        parts.append(markdown_table(["method", *COLUMNS], rows))
-    parts.append(
+def summary_table(results):
+    """(head, rows): content of the main methods with the middle supervisor, recovery, retention."""
+    rows = []
+    for result in results:
+        methods = result["supervisors"][MIDDLE]
+        seeds = len({key.split("/")[1] for key in result["answers"]})
+        row = [f"{result['task']} ({len(result['test'])} questions, {seeds} seeds)"]
+        row += [as_text(methods[m]["content"]) if m in methods else "" for m in ["weak", *MAIN]]
+        ours = methods.get("by_agreement", {})
+        rows.append([*row, as_text(ours.get("recovery")), as_text(ours.get("retention"))])
+    titles = [row_title(m) for m in ["weak", *MAIN]]
+    return ["content", *titles, "recovery (ours)", "retention of style (ours)"], rows
+
+
+def methods_table(methods):
+    """(head, rows): all figures of a supervisor's methods, and of their labels."""
+    rows = []
+    for key in [*METHODS, *(f"{m}_labels" for m in METHODS)]:
+        if key in methods:
+            rows.append([row_title(key), *(as_text(methods[key].get(c)) for c in COLUMNS)])
+    return ["method", *COLUMNS], rows
+
+
+def legend(result):
+    """What the columns of a table mean."""
+    return (
+        "With 95 % bootstrap intervals. new_kinds: questions of kinds that train does not have; "
         "content_20_words: content of the first 20 words; words: length of an answer; "
         "recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's; "
         "p: paired permutation test of content against refinement by agreement, "
         f"times the number of tests ({result['tests']})"
     )
-    return "\n\n".join(parts) + "\n"
 
 
 def row_title(key):
@@ -909,6 +959,92 @@ def markdown_table(head, rows):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def html_table(head, rows):
+    """An HTML table."""
+    lines = ["".join(f"<th>{escape(str(cell))}</th>" for cell in head)]
+    lines += ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    return f'<div class="wide"><table><tr>{"<tr>".join(lines)}</table></div>'
+
+
+def html_figures(panels):
+    """Each panel as a figure of its own, so that a narrow page can stack them."""
+    return "<div>" + "".join(draw_figure("", [panel]) for panel in panels) + "</div>"
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>w2s: weak-to-strong generalization</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: auto; padding: 0 12px }
+svg { max-width: 100%; height: auto; vertical-align: top }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: 13px }
+th, td { border: 1px solid #ccc; padding: 3px 8px; text-align: left; vertical-align: top }
+#answers td { min-width: 150px; overflow-wrap: anywhere; white-space: pre-line }
+.right { background: #dff0df }
+.wrong { background: #fbe3de }
+label { margin-right: 1em; white-space: nowrap }
+</style>
+<h1>Weak-to-strong generalization</h1>
+BODY
+<h2>The answers</h2>
+<p>To the test questions. Green and +: content of at least one half; red and -: less;
+&#9733;: at least half of the style.</p>
+<p><label>task <select id="task"></select></label>
+<label>supervisor <select id="cell"></select></label>
+<label><input type="checkbox" id="differ"> where methods differ</label>
+<span id="count"></span></p>
+<div class="wide"><table id="answers"></table></div>
+<script id="data" type="application/json">DATA</script>
+<script>
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const [task, cell, differ] = ["task", "cell", "differ"].map(id => document.getElementById(id));
+
+function fill(select, names) {
+  select.replaceChildren(...names.map(name => new Option(name)));
+}
+
+function add(row, kind, text, look) {
+  const cell = row.appendChild(document.createElement(kind));
+  cell.textContent = text;
+  if (look) cell.className = look;
+}
+
+function show() {
+  const table = document.getElementById("answers");
+  const {questions, cells} = data[task.value];
+  const methods = Object.entries(cells[cell.value]);
+  table.replaceChildren();
+  const head = table.insertRow();
+  for (const name of ["question", "key", ...methods.map(([name]) => name)]) add(head, "th", name);
+  let count = 0;
+  questions.forEach(([question, key], i) => {
+    const answers = methods.map(([, rows]) => rows[i]);
+    const right = answers.map(([, content]) => content >= 0.5);
+    if (differ.checked && right.every(r => r === right[0])) return;
+    const row = table.insertRow();
+    add(row, "td", question);
+    add(row, "td", key);
+    answers.forEach(([text, , style], k) => {
+      const marks = (right[k] ? "+ " : "- ") + (style >= 0.5 ? "\u2605 " : "");
+      add(row, "td", marks + text, right[k] ? "right" : "wrong");
+    });
+    count += 1;
+  });
+  document.getElementById("count").textContent = `${count} of ${questions.length} questions`;
+}
+
+task.onchange = () => { fill(cell, Object.keys(data[task.value].cells)); show(); };
+cell.onchange = differ.onchange = show;
+fill(task, Object.keys(data));
+if (task.value) task.onchange();
+</script>
+</html>
+"""
+
 DRAWN = {  # the methods in the figures, and their colors, distinct for the color-blind
     "by_agreement": "#0072b2",
     "naive": "#d55e00",
@@ -923,8 +1059,8 @@ COLORS = list(DRAWN.values())  # of series that name none
 SCORE = (-0.03, 1.03)  # the range of a score, with a margin
 
 
-def drawing(task, result):
-    """The results as a figure (SVG): methods, the ladder of supervisors, learning in context."""
+def figures(result):
+    """The panels of a task: its methods, the ladder of supervisors, learning in context."""
     methods = result["supervisors"][MIDDLE]
     panels = [methods_panel(methods)]
     if len(result["supervisors"]) > 1:
@@ -933,7 +1069,23 @@ def drawing(task, result):
         panels.append(examples_panel(methods))
     if result["odds"]:
         panels.append(odds_panel(result["odds"]))
-    return draw_figure(f"{task.name}: what fine-tuning keeps and what it learns", panels)
+    return panels
+
+
+def summary_panel(result):
+    """Content of the main methods, one below the other; the unaltered model is a line."""
+    methods = result["supervisors"][MIDDLE]
+    shown = [m for m in ["weak", *MAIN] if m in methods]
+    series = []
+    for k, m in enumerate(shown):
+        x, *x_interval = methods[m]["content"]
+        look = {"x_interval": [x_interval], "line": False}
+        xs, ys = [x], [-k]
+        if m == "unaltered":
+            look, xs, ys = {"dashed": True, "points": False}, [x, x], [1, -len(shown)]
+        series.append(Series(row_title(m), xs, ys, color=DRAWN[m], **look))
+    y_range = -len(shown), 1
+    return Panel(result["task"], "content", "", series, SCORE, y_range, y_ticks=False)
 
 
 def methods_panel(methods):
@@ -985,7 +1137,8 @@ Series = namedtuple(
 )
 # A pair of axes. Ranges are (low, high), and positive on a log axis.
 Panel = namedtuple(
-    "Panel", "title x_label y_label series x_range y_range x_log y_log", defaults=(False, False)
+    "Panel", "title x_label y_label series x_range y_range x_log y_log y_ticks",
+    defaults=(False, False, True),
 )
 WIDTH, HEIGHT = 460, 330  # of the axes, in pixels
 LEFT, LEGEND = 62, 18  # to the left of the axes; a line of the legend
@@ -1029,7 +1182,7 @@ def draw_panel(panel):
         x = pixel_x(panel, value)
         lines.append(f'<path d="M{x} 0V{HEIGHT}" stroke="#e5e5e5"/>')
         lines.append(svg_text(x, HEIGHT + 16, f"{value:g}", MIDDLED))
-    for value in ticks(panel.y_range, panel.y_log):
+    for value in ticks(panel.y_range, panel.y_log) if panel.y_ticks else []:
         y = pixel_y(panel, value)
         lines.append(f'<path d="M0 {y}H{WIDTH}" stroke="#e5e5e5"/>')
         lines.append(svg_text(-6, y + 4, f"{value:g}", 'text-anchor="end"'))
@@ -1202,17 +1355,20 @@ def main(argv=None):
         n_seeds = 3 if args.full else 1
     seeds = range(args.seed, args.seed + n_seeds)
     methods, ladder = (list(METHODS), list(SUPERVISORS)) if args.full else (MAIN, [])
+    results = []
     for task in tasks.values():
         if task is None:
-            theory(args.out, replications=2000 if args.quick else 10_000, seed=args.seed)
-        else:
-            try:
-                result = experiment(task, lm, args.out, methods, seeds, ladder)
-            except KeyboardInterrupt:
-                print("to resume, run the same command", file=sys.stderr)
-                raise
-            print("\n" + markdown(task, result))
-            print(f"Written: {args.out / task.name}.md, .svg, .json", flush=True)
+            replications = 2000 if args.quick else 10_000
+            results.append(theory(args.out, replications, args.seed))
+            continue
+        try:
+            result = experiment(task, lm, args.out, methods, seeds, ladder)
+        except KeyboardInterrupt:
+            print("to resume, run the same command", file=sys.stderr)
+            raise
+        results.append(result)
+        print(f"\n{markdown_table(*methods_table(result['supervisors'][MIDDLE]))}\n", flush=True)
+    report(args.out, results)
 
 
 def chosen_tasks(args):

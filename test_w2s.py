@@ -519,13 +519,12 @@ def test_bad_parameters_are_named():
 
 def test_theory_writes_its_tables_and_its_figure(tmp_path, capsys):
     result = tasks.theory(tmp_path, replications=1000)
-    names = ["theory.json", "theory.md", "theory.svg"]
+    names = ["theory.json", "theory.svg"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert json.loads((tmp_path / "theory.json").read_text()) == json.loads(
         json.dumps(result)
     )
-    text = (tmp_path / "theory.md").read_text()
-    assert text in capsys.readouterr().out
+    text = capsys.readouterr().out
     xml.dom.minidom.parse(str(tmp_path / "theory.svg"))
     for title in (
         "n_icl 64",
@@ -2906,12 +2905,11 @@ def killed(tiny, tmp_path, finetunings):
     return partial
 
 
-def test_an_experiment_writes_its_table_figure_and_answers(tiny, tmp_path):
+def test_an_experiment_writes_its_results_and_answers(tiny, tmp_path):
     result = tiny_experiment(tiny, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.md", "tiny.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json"]
     assert json.loads((tmp_path / "tiny.json").read_text()) == result
     assert all(len(answers) == 8 for answers in result["answers"].values())
-    xml.dom.minidom.parse(str(tmp_path / "tiny.svg"))
 
 
 def test_even_the_tiny_model_learns_the_style(tiny, tmp_path):
@@ -2982,16 +2980,46 @@ def test_another_supervisor_serves_the_methods_of_the_ladder(full):
     assert set(result["supervisors"]["4 layers fewer"]) == {"weak", *tasks.LADDER} | labels
 
 
-def test_the_table_has_every_method_and_supervisor(full):
-    folder, _ = full
-    text = (folder / "tiny.md").read_text()
+@pytest.fixture(scope="module")
+def page(full):
+    """The page of a full run, and of the theory; its tables hold what a browser is to show."""
+    folder, result = full
+    table = [["head <1>"], ["a & b"]]
+    theory = {"task": "theory", "tables": {"fits": table}}
+    tasks.report(folder, [result, theory])
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_the_page_has_every_method_and_supervisor(page):
     titles = [title for title, _ in tasks.METHODS.values()]
-    assert all(name in text for name in [*titles, tasks.MIDDLE, "4 layers fewer"])
+    for name in [*titles, tasks.MIDDLE, "4 layers fewer", "head &lt;1&gt;", "a &amp; b"]:
+        assert name in page
 
 
-def test_the_figure_of_a_full_run_is_xml(full):
-    folder, _ = full
-    xml.dom.minidom.parse(str(folder / "tiny.svg"))
+def test_the_page_works_offline_and_its_figures_are_xml(page, full):
+    assert not re.search(r"(?:src|href)=", page)
+    figures = re.findall("<svg.*?</svg>", page, re.DOTALL)
+    assert len(figures) == 6  # summary, methods, two of the ladder, examples, odds
+    for figure in figures:
+        xml.dom.minidom.parseString(figure)
+    xml.dom.minidom.parse(str(full[0] / "summary.svg"))
+
+
+def test_the_page_holds_every_test_answer_with_its_scores(page, full):
+    _, result = full
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page)
+    shown = json.loads(text)["tiny"]
+    assert [question for question, _ in shown["questions"]] == [item["question"] for item in result["test"]]
+    assert len(shown["cells"]) == 4  # two supervisors, two seeds
+    naive = shown["cells"][f"{tasks.MIDDLE}, seed 1"]["naive FT (on weak labels)"]
+    assert [answer for answer, _, _ in naive] == result["answers"][f"{tasks.MIDDLE}/1/naive"]
+    assert [style for _, _, style in naive] == [has_mark(answer) for answer, _, _ in naive]
+
+
+def test_the_summary_is_printed_with_recovery(full, tmp_path, capsys):
+    tasks.report(tmp_path, [full[1]])
+    rows = capsys.readouterr().out.split("\n")
+    assert "Algorithm 1 FT (the paper's)" in rows[1] and "tiny (8 questions, 2 seeds)" in rows[3]
 
 
 def test_60_percent_of_the_labels_are_kept(full):
