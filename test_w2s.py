@@ -628,7 +628,8 @@ def tiny_parts(seed=0, layers=3):
     for name, shape in shapes.items():
         w = np.ones(shape) if "norm" in name else rng.normal(0, 0.3, shape)
         if name == "token_embd":  # text that ends: ASCII, and many end tokens
-            w *= [[0.1 if "~" < text else 1.0] for text in meta["tokenizer.ggml.tokens"]]
+            tokens = meta["tokenizer.ggml.tokens"]
+            w *= [[1.0 if text[0] <= "~" or "Ġ" in text else 0.1] for text in tokens]
             w[2] *= 2
         tensors[name + ".weight"] = 0, shape, w.astype("<f4").tobytes()
     return meta, tensors
@@ -1350,7 +1351,7 @@ def test_the_steps_are_those_of_adamw_on_the_factors(tiny):
     expected = adamw_by_hand(tiny, rows, rank=4, lr=1e-2, steps=6, seed=5)
     w2s.finetune(tiny, QUESTIONS, ANSWERS, rank=4, lr=1e-2, epochs=6, seed=5)
     for name, w in tiny.model.state_dict().items():
-        torch.testing.assert_close(w, expected[name], atol=5e-6, rtol=1e-5)
+        torch.testing.assert_close(w, expected[name], atol=5e-5, rtol=1e-5)
         if "attn_" in name and "norm" not in name:
             assert (w - before[name]).abs().max() > 1e-3
     assert not any(p.requires_grad for p in tiny.model.parameters())
@@ -2179,7 +2180,7 @@ def conversations_in(text):
 
 def test_a_fine_tuned_model_answers_as_its_data_do(tiny_options, weak_file, tmp_path, capsys):
     out = tmp_path / "aligned.gguf"
-    options = ["--lr", "1e-2", "--epochs", 40, *tiny_options]
+    options = ["--lr", "1e-2", "--epochs", 20, *tiny_options]
     assert cli("finetune", "--data", weak_file, "--out", out, *options) == 0
     assert sorted(tmp_path.iterdir()) == [out, weak_file]
     questions = ["the 3?", "the 4?"]
@@ -3009,7 +3010,8 @@ def test_the_page_holds_every_test_answer_with_its_scores(page, full):
     _, result = full
     (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page)
     shown = json.loads(text)["tiny"]
-    assert [question for question, _ in shown["questions"]] == [item["question"] for item in result["test"]]
+    asked = [item["question"] for item in result["test"]]
+    assert [question for question, _ in shown["questions"]] == asked
     assert len(shown["cells"]) == 4  # two supervisors, two seeds
     naive = shown["cells"][f"{tasks.MIDDLE}, seed 1"]["naive FT (on weak labels)"]
     assert [answer for answer, _, _ in naive] == result["answers"][f"{tasks.MIDDLE}/1/naive"]

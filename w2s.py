@@ -793,6 +793,7 @@ def refine_by_agreement(
     rng = random.Random(seed)
     order = rng.sample(range(len(questions)), len(questions))
     plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens)
+    plain = [answer.removesuffix(CUT) for answer in plain]  # they are compared, not learnt
     concept = Concept(questions, weak_answers, plain)
     asked = questions
     if own_answers:
