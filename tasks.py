@@ -909,7 +909,7 @@ def summary_table(results):
     for result in results:
         methods = result["supervisors"][MIDDLE]
         seeds = len({key.split("/")[1] for key in result["answers"]})
-        row = [f"{result['task']} ({len(result['test'])} questions, {seeds} seeds)"]
+        row = [f"{result['task']} (questions: {len(result['test'])}, seeds: {seeds})"]
         row += [as_text(methods[m]["content"]) if m in methods else "" for m in ["weak", *MAIN]]
         ours = methods.get("by_agreement", {})
         rows.append([*row, as_text(ours.get("recovery")), as_text(ours.get("retention"))])
@@ -920,17 +920,18 @@ def summary_table(results):
 def methods_table(methods):
     """(head, rows): all figures of a supervisor's methods, and of their labels."""
     rows = []
+    columns = [c for c in COLUMNS if any(c in row for row in methods.values())]
     for key in [*METHODS, *(f"{m}_labels" for m in METHODS)]:
         if key in methods:
-            rows.append([row_title(key), *(as_text(methods[key].get(c)) for c in COLUMNS)])
-    return ["method", *COLUMNS], rows
+            rows.append([row_title(key), *(as_text(methods[key].get(c)) for c in columns)])
+    return ["method", *(c.replace("_", " ") for c in columns)], rows
 
 
 def legend(result):
     """What the columns of a table mean."""
     return (
-        "With 95 % bootstrap intervals. new_kinds: questions of kinds that train does not have; "
-        "content_20_words: content of the first 20 words; words: length of an answer; "
+        "With 95 % bootstrap intervals. New kinds: questions of kinds that train does not have; "
+        "content 20 words: content of the first 20 words; words: length of an answer; "
         "recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's; "
         "p: paired permutation test of content against refinement by agreement, "
         f"times the number of tests ({result['tests']})"
@@ -978,11 +979,13 @@ PAGE = """<!doctype html>
 <title>w2s: weak-to-strong generalization</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: auto; padding: 0 12px }
-svg { max-width: 100%; height: auto; vertical-align: top }
+svg { width: 400px; max-width: 100%; height: auto; vertical-align: top }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px }
 th, td { border: 1px solid #ccc; padding: 3px 8px; text-align: left; vertical-align: top }
+td:not(:first-child) { white-space: nowrap }
 #answers td { min-width: 150px; overflow-wrap: anywhere; white-space: pre-line }
+#answers td:nth-child(-n+2) { min-width: 90px }
 .right { background: #dff0df }
 .wrong { background: #fbe3de }
 label { margin-right: 1em; white-space: nowrap }

@@ -2452,8 +2452,8 @@ SYSTEM_TOO = [{"role": "system", "content": "Be brief, the an."}]
 def work(folder, name, tiny_path, plain_path):
     """What the tests below compare: one process does it, or each of two.
 
-    Both commands, and a fine-tuning where some questions have a system message and others share
-    no beginning at all; losses and weights are saved to a file for each process.
+    Both commands, a fine-tuning where some questions have a system message and others share no
+    beginning at all, and an experiment; losses and weights are saved to a file for each process.
     """
     torch.set_num_threads(1)
     out = Path(folder) / name
@@ -2471,6 +2471,9 @@ def work(folder, name, tiny_path, plain_path):
     losses = w2s.finetune(lm, questions, answers, epochs=3, lr=1e-2, batch=4)
     rank, _ = w2s.rank_and_world_size()
     torch.save((losses, lm.model.state_dict()), f"{out}.{rank}")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tasks, "SUPERVISORS", {tasks.MIDDLE: [10]})
+        tiny_experiment(load_fp32(tiny_path), Path(f"{out}.results"))
 
 
 @pytest.fixture(scope="module")
@@ -2520,6 +2523,166 @@ def test_all_processes_have_the_same_weights_to_the_bit(runs):
     _, one = torch.load(runs / "two.0")
     _, other = torch.load(runs / "two.1")
     assert same(one, other)
+
+
+def test_two_processes_run_an_experiment_as_one_does(runs):
+    one, two = (json.loads((runs / f"{n}.results/tiny.json").read_text()) for n in ("one", "two"))
+    same_answers = [one["answers"][key] == two["answers"][key] for key in one["answers"]]
+    # Sums over two processes round otherwise, which may change an answer.
+    assert len(same_answers) == 9 and np.mean(same_answers) >= 0.5
+    assert one["settings"] == two["settings"]
+
+
+# --------------------------------------------------------------------------------------
+# Other machines, simulated
+# --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs, as far as PyTorch says; the calls that name one of them."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("set_device", "synchronize", "mem_get_info", "max_memory_allocated"):
+
+        def recorded(device, name=name):
+            calls.append((name, device))
+            return (40 * 2**30, 80 * 2**30) if name == "mem_get_info" else 2**30
+
+        monkeypatch.setattr(torch.cuda, name, recorded)
+    return calls
+
+
+@pytest.fixture
+def second_process(gpus, monkeypatch):
+    """The process of local rank 1 under torchrun, before the group exists; the backends."""
+    backends = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(w2s.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(w2s.dist, "is_initialized", lambda: bool(backends))
+    monkeypatch.setattr(w2s.dist, "init_process_group", backends.append)
+    monkeypatch.setattr(w2s.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(w2s.dist, "get_world_size", lambda: 2)
+    return backends
+
+
+def test_each_process_takes_its_own_gpu_before_a_model_is_loaded(second_process, gpus):
+    w2s.find_device("cpu")
+    assert gpus == [("set_device", 1)]
+    assert second_process == ["cpu:gloo,cuda:nccl"]  # one can reduce on either device
+
+
+def test_a_process_without_a_gpu_of_its_own_takes_none(second_process, gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    w2s.find_device("cpu")
+    assert gpus == []
+
+
+def test_processes_that_cannot_meet_are_told_in_one_line(second_process, monkeypatch, capsys):
+    def fails(backend):
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setattr(w2s.dist, "init_process_group", fails)
+    assert w2s.run(None) == 2
+    assert "cannot find each other: connection refused" in only_error(capsys)
+
+
+def test_bfloat16_that_a_gpu_only_emulates_is_not_used(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert w2s.fast_dtype(torch.device("cuda")) == torch.float32
+
+
+def test_a_run_resumes_whichever_gpu_its_process_has(tmp_path):
+    paths = set()
+    for device in ("cuda:0", "cuda:1"):
+        weight = types.SimpleNamespace(dtype=torch.float32)
+        model = types.SimpleNamespace(token_embd=types.SimpleNamespace(weight=weight))
+        lm = types.SimpleNamespace(
+            model=model, device=torch.device(device), fingerprint=lambda: "a model"
+        )
+        paths.add(tasks.start(tiny_task(), lm, tmp_path, {}).path)
+    assert len(paths) == 1
+
+
+def test_time_and_memory_are_those_of_the_gpu_that_was_named(gpus):
+    device = torch.device("cuda:1")
+    tasks.median_seconds(device, 1, lambda: None)
+    assert tasks.peak_memory(device) == 2**30
+    assert gpus == [("synchronize", device)] * 2 + [("max_memory_allocated", device)]
+
+
+def test_a_batch_grows_with_the_free_memory_of_a_gpu(tiny, gpus, monkeypatch):
+    rows, tokens = tiny.batch_limits()
+    assert (rows, tokens) == (128, 8192)
+    monkeypatch.setattr(w2s.LM, "device", torch.device("cuda:1"))
+    rows, tokens = tiny.batch_limits()
+    assert rows > 128 and tokens > 8192
+    assert gpus == [("mem_get_info", torch.device("cuda:1"))]
+
+
+def test_a_gpu_without_memory_ends_in_one_line(capsys):
+    def fails():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+    assert w2s.run(fails) == 2
+    error = only_error(capsys)
+    assert "out of memory" in error and "--device cpu" in error
+
+
+@pytest.mark.parametrize("device", ["hpu", "cuda:9", "tpu", "xpu", "cpu:x"])
+def test_a_device_that_does_not_work_is_named_in_one_line(device, tiny_path, capsys):
+    assert cli("generate", "--model", tiny_path, "--device", device, "the?") == 2
+    assert f"device {device} cannot be used" in only_error(capsys)
+
+
+@pytest.mark.parametrize("platform, size", [("darwin", 5000), ("linux", 5000 * 1024)])
+def test_memory_is_counted_in_bytes_on_macos_and_in_kib_on_linux(monkeypatch, platform, size):
+    usage = types.SimpleNamespace(ru_maxrss=5000)
+    fake = types.SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: usage)
+    monkeypatch.setitem(sys.modules, "resource", fake)
+    monkeypatch.setattr(tasks.sys, "platform", platform)
+    assert tasks.peak_memory(torch.device("cpu")) == size
+
+
+def python(code, environment=ENVIRONMENT, **options):
+    """A process that runs this code."""
+    return subprocess.run([sys.executable, "-c", code], env=environment, **options)
+
+
+def test_windows_has_no_resource_module_and_needs_none():
+    code = "import sys; sys.modules['resource'] = None; import w2s, tasks"
+    assert python(code).returncode == 0
+
+
+def test_an_ascii_terminal_gets_utf_8(tiny_path):
+    code = (
+        "import sys, w2s; w2s.LM.generate = lambda *args: ['é ±'];"
+        f"sys.exit(w2s.run(lambda: w2s.main(['generate', '--model', {str(tiny_path)!r}, 'é?'])))"
+    )
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = python(code, environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "é ±" in done.stdout.decode("utf-8")
+
+
+def test_standard_input_that_is_not_utf_8_is_named(tiny_path):
+    arguments = ["generate", "--model", str(tiny_path)]
+    code = f"import sys, w2s; sys.exit(w2s.run(lambda: w2s.main({arguments})))"
+    done = python(code, input=b"caf\xe9?\n", capture_output=True)
+    assert done.returncode == 2
+    error = done.stderr.decode()
+    assert "not UTF-8" in error and error.count("\n") == 1
+
+
+def test_the_smaller_download_is_named_before_anything_is_downloaded():
+    script = (FOLDER / "run.sh").read_text("utf-8")
+    assert script.index("PIP_EXTRA_INDEX_URL=https") < script.index("-m pip install")
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    assert "PIP_EXTRA_INDEX_URL=https" in readme and "WSL" in readme
+    assert ".venv/bin/torchrun" in readme
 
 
 # --------------------------------------------------------------------------------------
@@ -3021,7 +3184,7 @@ def test_the_page_holds_every_test_answer_with_its_scores(page, full):
 def test_the_summary_is_printed_with_recovery(full, tmp_path, capsys):
     tasks.report(tmp_path, [full[1]])
     rows = capsys.readouterr().out.split("\n")
-    assert "Algorithm 1 FT (the paper's)" in rows[1] and "tiny (8 questions, 2 seeds)" in rows[3]
+    assert "Algorithm 1 FT (the paper's)" in rows[1] and "tiny (questions: 8, seeds: 2)" in rows[3]
 
 
 def test_60_percent_of_the_labels_are_kept(full):

@@ -2270,7 +2270,6 @@ def parse_arguments(argv):
 
 def main(argv=None):
     """The command line: refine, finetune and generate."""
-    sys.stdout.reconfigure(encoding="utf-8")
     args = parse_arguments(argv)
     if args.out != "-":
         check_out(Path(args.out))
@@ -2345,6 +2344,7 @@ def write_lines(path, lines):
 
 def run(command):
     """Run a command: a user's mistake ends in one line and exit code 2, Ctrl-C in 130."""
+    sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
     try:
         if rank_and_world_size()[0] > 0:
             sys.stdout = open(os.devnull, "w")
