@@ -1606,7 +1606,7 @@ def test_a_weak_answer_that_is_too_long_is_no_example_and_is_named(client, capsy
     client.context_length = 2 * 16 * 100
     numbers = [f"Which number is it, {i}?" for i in range(100, 200)]
     weak = ["Arrr!"] * 98 + ["Arrr " * 30, "Arrr " * 2000]
-    pairs = w2s.pairs_that_fit(client, numbers, weak, n_icl)
+    pairs = w2s.pairs_that_fit(client, zip(numbers, weak), n_icl)
     assert len(pairs) == n
     error = capsys.readouterr().err
     assert f"{100 - n} weak answers are too long" in error
@@ -1807,6 +1807,14 @@ def test_a_client_that_cannot_tell_a_cut_answer_is_asked_as_any_other():
     client = Fickle("Arrr, {} be")  # cut, but it does not say so
     labels = w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=1)
     assert len(client.calls) == 2 and None not in labels
+
+
+def test_too_few_good_examples_are_named(client):
+    weak = WEAK[:6] + ["Arrr, it be" + w2s.CUT] * 54
+    with pytest.raises(w2s.W2SError, match="only 6 weak answers can be examples.*n_icl=8 needs 9"):
+        w2s.refine_by_agreement(client, NUMBERS, weak, n_icl=8)
+    w2s.refine_by_agreement(client, NUMBERS, weak)
+    assert {len(examples_in(c)) for c in client.calls[-1]} == {3}  # half of them
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)

@@ -190,16 +190,16 @@ def moments(z, y):
 # Naive fine-tuning (section 3)
 
 
-def naive_fit(x, y, prior_mean, eta):
+def naive_fit(x, y, beta_P, eta):
     """argmin_b (1/n) sum (y_w - b' x)^2 + eta |b - beta_P|^2, (R, d), of x (R, n, d), y (R, n)."""
     gram, linear = moments(x, y)
-    pull = eta * torch.eye(len(prior_mean)).double()
-    return torch.linalg.solve(gram + pull, linear + eta * prior_mean)
+    pull = eta * torch.eye(len(beta_P)).double()
+    return torch.linalg.solve(gram + pull, linear + eta * beta_P)
 
 
-def naive_limit(beta_w, prior_mean, eta):
+def naive_limit(beta_w, beta_P, eta):
     """What naive_fit tends to as n grows: (beta_w/3 + eta beta_P) / (1/3 + eta), (d,)."""
-    return (beta_w + 3 * eta * prior_mean) / (1 + 3 * eta)
+    return (beta_w + 3 * eta * beta_P) / (1 + 3 * eta)
 
 
 def naive_best_eta(source, supervisor, target, n=math.inf):
@@ -306,11 +306,11 @@ def refined_label(source, posterior, x, generator):
     return answers + source.sigma * noise
 
 
-def refined_fit(source, x, y, n_icl, generator, contexts=None):
+def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
     """Algorithm 1 and least squares on its labels, (R, d), of weak pairs x (R, n, d), y (R, n).
 
     The context of query i are n_icl other pairs, i plus the same distinct random offsets.
-    contexts: this many distinct contexts serve all queries in turn (dependent labels, and a
+    n_contexts: this many distinct contexts serve all queries in turn (dependent labels, and a
     query's own pair may be among its examples); None is one a query.
     ValueError if there are not enough pairs.
     """
@@ -322,8 +322,8 @@ def refined_fit(source, x, y, n_icl, generator, contexts=None):
     around = torch.cat([evidence, evidence], -2)
     for offset in 1 + torch.randperm(n - 1, generator=generator)[:n_icl]:
         context += around[..., offset : offset + n, :]
-    if contexts is not None:
-        context = context[..., torch.arange(n) % contexts, :]
+    if n_contexts is not None:
+        context = context[..., torch.arange(n) % n_contexts, :]
     labels = refined_label(source, context.softmax(-1), x, generator)
     return torch.linalg.lstsq(x, labels[..., None]).solution[..., 0]
 
@@ -581,7 +581,8 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     check_pairs(questions, weak_answers, n_icl)
     max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     rng = random.Random(seed)
-    pairs = pairs_that_fit(lm, questions, weak_answers, n_icl)
+    pairs = pairs_that_fit(lm, zip(questions, weak_answers), n_icl)
+    check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)
     conversations = []
     for question in questions:
         asked = question_text(question)
@@ -602,7 +603,7 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     check_pairs(questions, weak_answers, 0)
     max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     size = max(1, n_icl)
-    fitting = pairs_that_fit(lm, questions, weak_answers, size)
+    fitting = pairs_that_fit(lm, zip(questions, weak_answers), size)
     pairs = [f"Question: {last(q)}\nAnswer: {a}" for q, a in fitting]
     prompts = []
     for start in range(0, len(questions), size):
@@ -724,24 +725,21 @@ def length_of(lm, text):
     return lm.length(text) if hasattr(lm, "length") else len(text.encode())
 
 
-def pairs_that_fit(lm, questions, weak_answers, n_icl):
-    """The pairs (question, weak answer) of which any n_icl fill at most half of lm's context.
-
-    Says which are left out; W2SError if there are not more than n_icl different questions left.
-    """
+def pairs_that_fit(lm, pairs, n_icl):
+    """Those pairs (question, weak answer) of which any n_icl fill at most half of lm's context;
+    says which are left out."""
     longest = getattr(lm, "context_length", math.inf) / (2 * max(1, n_icl))
-    pairs, too_long = [], []
-    for question, answer in zip(questions, weak_answers):
+    fitting, too_long = [], []
+    for question, answer in pairs:
         fits = length_of(lm, question_text(question) + answer) <= longest
-        (pairs if fits else too_long).append((question, answer))
+        (fitting if fits else too_long).append((question, answer))
     if too_long:
         question, answer = too_long[0]
         notice(
             f"{len(too_long)} weak answers are too long to be one of {n_icl} examples, first that "
             f"to {last(question)[:40]!r} ({len(answer.split())} words)"
         )
-        check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)
-    return pairs
+    return fitting
 
 
 def notice(text):
@@ -763,14 +761,7 @@ def notice(text):
 
 
 def refine_by_agreement(
-    lm,
-    questions,
-    weak_answers,
-    n_icl=None,
-    draws=4,
-    keep=0.6,
-    own_answers=False,
-    seed=0,
+    lm, questions, weak_answers, n_icl=None, draws=4, keep=0.6, own_answers=False, seed=0,
     max_new_tokens=None,
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
@@ -798,12 +789,12 @@ def refine_by_agreement(
     asked = questions
     if own_answers:
         asked = [with_own_answer(q, answer) for q, answer in zip(questions, plain)]
-    best = most_agreed(questions, plain, weak_answers, order)
-    good = [i for i in best if is_good(questions[i], weak_answers[i], concept)]
-    short = [i for i in good if length_of(lm, weak_answers[i]) <= max_new_tokens]
-    if n_icl is None:
-        n_icl = max(1, min(8, len(short) // 2))
-    pairs = pairs_that_fit(lm, [asked[i] for i in short], [weak_answers[i] for i in short], n_icl)
+    pairs = []
+    for i in most_agreed(questions, plain, weak_answers, order):
+        short = length_of(lm, weak_answers[i]) <= max_new_tokens
+        if short and is_good(questions[i], weak_answers[i], concept):
+            pairs.append((asked[i], weak_answers[i]))
+    pairs, n_icl = enough_examples(lm, pairs, n_icl)
     drawn, labels = [], [None] * len(questions)
     for _ in range(draws):
         missing = [i for i, answer in enumerate(labels) if answer is None]
@@ -817,6 +808,20 @@ def refine_by_agreement(
     labels = keep_agreed(questions, plain, labels, keep)
     report(questions, weak_answers, plain, drawn, labels, concept)
     return labels
+
+
+def enough_examples(lm, pairs, n_icl):
+    """(pairs that fit in the context, n_icl); n_icl None means 8, or half of the pairs if fewer."""
+    if n_icl is None:
+        n_icl = max(1, min(8, len(pairs) // 2))
+    pairs = pairs_that_fit(lm, pairs, n_icl)
+    different = len({question_text(question) for question, _ in pairs})
+    if different <= n_icl:
+        raise W2SError(
+            f"only {different} weak answers can be examples (whole, without repetition, in the "
+            f"concept) and n_icl={n_icl} needs {n_icl + 1}: lower n_icl, or use --method icl"
+        )
+    return pairs, n_icl
 
 
 def is_good(question, answer, concept):
@@ -1085,13 +1090,13 @@ class GgufReader:
 
     def tensors(self, count, align):
         """{name: (type number, shape, bytes)}."""
-        heads, tensors = [], {}
+        entries, tensors = [], {}
         for _ in range(count):
             name, dims = self.value(TEXT), self.value(U32)
             shape = [self.value(U64) for _ in range(dims)][::-1]  # the file has the last first
-            heads.append((name, shape, self.value(U32), self.value(U64)))
+            entries.append((name, shape, self.value(U32), self.value(U64)))
         start = self.position + -self.position % align
-        for name, shape, number, offset in heads:
+        for name, shape, number, offset in entries:
             block, size = block_sizes(number)
             if shape and shape[-1] % block:
                 raise ValueError(f"{name}: rows of {shape[-1]} weights in blocks of {block}")
@@ -1156,17 +1161,17 @@ def packed_text(text):
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-def write_gguf(file, raw, align, heads, arrays):
+def write_gguf(file, raw, align, entries, arrays):
     """Write a GGUF v3 file into an open binary file, from front to back.
 
-    raw: the metadata as in `Gguf`; align: tensors begin at multiples of this many bytes; heads:
+    raw: the metadata as in `Gguf`; align: tensors begin at multiples of this many bytes; entries:
     (name, shape, type number) of the tensors; arrays: an iterable of their contents in the
     same order, of which one at a time is in memory.
     """
-    out, offset = b"GGUF" + struct.pack("<IQQ", 3, len(heads), len(raw)), 0
+    out, offset = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(raw)), 0
     for key, value in raw.items():
         out += packed_text(key) + value
-    for name, shape, number in heads:
+    for name, shape, number in entries:
         out += packed_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
         out += struct.pack("<IQ", number, offset)
         block, size = block_sizes(number)
@@ -1513,7 +1518,7 @@ class Config:
     kv_heads: int  # of keys and values, each shared by heads / kv_heads queries
     hidden: int  # units of the feed-forward net
     vocab: int
-    context: int  # longest input in tokens
+    context_length: int  # longest input in tokens
     eps: float  # of the RMS norms
     rope_base: float  # rotary base frequency
     tied: bool  # the output layer is the embedding
@@ -1772,14 +1777,14 @@ def read_config(file, arch, vocab, path):
             kv_heads=int(meta.get("attention.head_count_kv", heads)),
             hidden=int(meta["feed_forward_length"]),
             vocab=vocab,
-            context=int(meta["context_length"]),
+            context_length=int(meta["context_length"]),
             eps=float(meta.get("attention.layer_norm_rms_epsilon", 1e-5)),
             rope_base=float(meta.get("rope.freq_base", 10000.0)),
             tied="output.weight" not in file.tensors,
             qwen2=arch == "qwen2",
         )
         rotary = int(meta.get("rope.dimension_count", dim // heads))
-        positive = min(c.layers, c.kv_heads, c.hidden, c.context, c.eps, c.rope_base) > 0
+        positive = min(c.layers, c.kv_heads, c.hidden, c.context_length, c.eps, c.rope_base) > 0
         fits = dim % (2 * heads) == 0 and heads % c.kv_heads == 0 and rotary == dim // heads
         if not positive or not fits or c.layers > len(file.tensors):
             raise ValueError(f"sizes that do not fit together: {c}")
@@ -1802,7 +1807,7 @@ class LM:
     @property
     def context_length(self):
         """The most tokens of a conversation and its answer."""
-        return self.model.config.context
+        return self.model.config.context_length
 
     def length(self, text):
         """The number of tokens of a text."""
@@ -1839,13 +1844,14 @@ class LM:
             layers: struct.pack("<II", U32, c.layers),
             "general.file_type": struct.pack("<II", U32, 32 if in_bf16 else 1),
         }
-        heads = []
+        entries = []
         for name, w in weights.items():
             number = 0 if w.dim() == 1 else 30 if in_bf16 else 1
-            heads.append((name, list(w.shape), number))
-        arrays = (raw_bytes(rotary_layout(c, k, weights[k], True), FLOATS[n]) for k, _, n in heads)
+            entries.append((name, list(w.shape), number))
+        layouts = ((rotary_layout(c, name, weights[name], True), n) for name, _, n in entries)
+        arrays = (raw_bytes(w, FLOATS[n]) for w, n in layouts)  # one at a time is in memory
         with replacing(path) as out:
-            write_gguf(out, raw, file.meta.get("general.alignment", 32), heads, arrays)
+            write_gguf(out, raw, file.meta.get("general.alignment", 32), entries, arrays)
 
     def fingerprint(self):
         """A text that tells one model from another, by its weights, metadata and chat form."""
