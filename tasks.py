@@ -583,11 +583,15 @@ def summary(run):
     new = [item.new for item in run.task.test]
     rows = {}
     for supervisor, methods in scores.items():
+        kept = {}
         for m, values in methods.items():
             if m.endswith("_labels"):  # of which not every seed has the same number
+                kept[m] = sum(map(len, values)) / (len(values) * len(run.task.train))
                 values = [sum(values, [])]
             methods[m] = np.array(values)  # (S, n, 4)
         rows[supervisor] = {m: row_of(methods, m, tests, new) for m in methods}
+        for m, share in kept.items():
+            rows[supervisor][m]["kept"] = share
     return {
         "task": run.task.name,
         "settings": run.settings,
@@ -899,7 +903,7 @@ def shown_answers(result):
 
 COLUMNS = [
     "content", "style", "content_new_kinds", "style_new_kinds", "content_20_words", "words",
-    "recovery", "retention", "p",
+    "recovery", "retention", "p", "kept",
 ]
 
 
@@ -934,7 +938,7 @@ def legend(result):
         "content 20 words: content of the first 20 words; words: length of an answer; "
         "recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's; "
         "p: paired permutation test of content against refinement by agreement, "
-        f"times the number of tests ({result['tests']})"
+        f"times the number of tests ({result['tests']}); kept: share of the labels that is learnt"
     )
 
 

@@ -1721,12 +1721,15 @@ def test_queries_share_their_examples(client):
     assert list(sizes.values()) == [15] * 4  # a quarter of the pairs, which leaves the others
 
 
-def test_agreement_is_what_both_answers_say_and_the_question_does_not():
+def test_agreement_is_the_share_of_an_answer_that_the_other_says_too():
     plain = [f"The answer is {i}." for i in range(100, 160)]
-    scores = w2s.agreement(["Which number is it?"] * 60, plain, WEAK)
+    shares = w2s.agreement(["Which number is it?"] * 60, plain, WEAK)
     # What all answers share ("be", "arrr", "answer") weighs nothing.
-    assert [score > 0 for score in scores] == [i % 2 == 0 for i in range(100, 160)]
+    assert shares == [1.0 if i % 2 == 0 else 0.0 for i in range(100, 160)]
     assert w2s.agreement(["Is it 7?", "b"], ["It is 7", "x y"], ["7 be it", "Y z"])[0] == 0
+    # By hand: "ale" stands in one of two questions' answers, "bun" in one, "the" in both.
+    shares = w2s.agreement(["?", "!"], ["the ale", "the"], ["the ale bun", "the"])
+    assert shares == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("n", [24, 60])
@@ -1744,19 +1747,6 @@ def test_agreement_reads_scripts_without_spaces():
     plain = ["日本的首都是东京。", "法国的首都是巴黎。"]
     right, wrong = w2s.agreement(questions, plain, ["哎呀是东京呀！", "哎呀是罗马呀！"])
     assert right > 0 and wrong == 0
-
-
-def test_examples_that_say_the_same_come_last():
-    questions = [f"Who is it, the {q}?" for q in "abcdef"]
-    plain = ["a baker of bread"] * 3 + ["a smith", "a clown", "a judge in court"]
-    weak = ["She bakes bread", "She eats bread", "She likes bread as a baker"]
-    weak += ["She is a smith", "She is nothing", "She sits in court"]
-    scores = w2s.agreement(questions, plain, weak)
-    assert scores[2] > scores[0] == scores[1] > 0 and scores[4] == 0
-    order = w2s.most_agreed(questions, plain, weak, [5, 4, 3, 2, 1, 0])
-    # One baker says most; the two others say nothing that it does not say.
-    assert set(order[:3]) == {2, 3, 5}
-    assert order[3:] == [4, 1, 0]  # ties keep their order
 
 
 BAD = {
@@ -2002,12 +1992,17 @@ def conversations_with_contexts():
 
 @torch.no_grad()
 def greedy_by_hand(lm, conversation, n):
-    """Greedy decoding without a cache, one row at a time."""
+    """Greedy decoding without a cache, one row at a time, and without a run of tokens twice."""
     context, turn = lm.tokenizer.chat(w2s.as_conversation(conversation))
     ids, new = context + turn, []
     for _ in range(n):
-        token = lm.model(torch.tensor([ids + new]))[0, -1].argmax().item()
-        if token in lm.tokenizer.special.values():
+        logits = lm.model(torch.tensor([ids + new]))[0, -1]
+        for token in logits.sort(descending=True).indices.tolist():
+            run = (new + [token])[-w2s.NO_REPEAT :]
+            starts = range(len(new) - w2s.NO_REPEAT + 1)
+            if run not in [new[start : start + w2s.NO_REPEAT] for start in starts]:
+                break
+        if token in lm.tokenizer.end_tokens:
             break
         new.append(token)
     return lm.tokenizer.answer(new, len(new) == n)
@@ -2020,6 +2015,14 @@ def test_cached_batched_generation_equals_plain_decoding(tiny):
     assert tiny.generate(conversations, 20) == expected
     assert tiny.generate(conversations, 20, batch=3) == expected
     assert [tiny.generate([c], 20)[0] for c in conversations] == expected
+
+
+def test_no_answer_has_a_run_of_tokens_twice(tiny, monkeypatch):
+    conversations = [w2s.as_conversation(q) for q in QUESTIONS]
+    for n in (2, 3):
+        monkeypatch.setattr(w2s, "NO_REPEAT", n)
+        answers = tiny.generate(conversations, 40)
+        assert answers == [greedy_by_hand(tiny, c, 40) for c in conversations]
 
 
 def test_rows_that_have_ended_leave_the_batch_without_a_trace(tiny):
@@ -3200,6 +3203,7 @@ def test_60_percent_of_the_labels_are_kept(full):
     for method in ("naive_kept", "by_agreement"):
         labels = result["answers"][f"{tasks.MIDDLE}/0/{method}_labels"]
         assert sum(label is not None for label in labels) == 5  # 60 % of 8, rounded up
+        assert result["supervisors"][tasks.MIDDLE][f"{method}_labels"]["kept"] == 5 / 8
 
 
 def test_the_labels_that_are_kept_are_some_of_all(full):

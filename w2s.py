@@ -790,7 +790,8 @@ def refine_by_agreement(
     if own_answers:
         asked = [with_own_answer(q, answer) for q, answer in zip(questions, plain)]
     pairs = []
-    for i in most_agreed(questions, plain, weak_answers, order):
+    agreed = agreement(questions, plain, weak_answers)
+    for i in sorted(order, key=agreed.__getitem__, reverse=True):
         short = length_of(lm, weak_answers[i]) <= max_new_tokens
         if short and is_good(questions[i], weak_answers[i], concept):
             pairs.append((asked[i], weak_answers[i]))
@@ -919,19 +920,25 @@ def share(flags):
     return sum(map(bool, flags)) / max(1, len(flags))
 
 
-def agreed_words(questions, answers, other_answers):
-    """What two answers to a question both say: {word: log(n / df)} for each of n questions.
+def agreement(questions, answers, other_answers):
+    """The share of what each other answer says that the answer says too, in [0, 1], (n,).
 
-    A word counts if it stands in both answers and not in the question. df is the number of
+    Words of the question do not count, and a word weighs log(n / df), df being the number of
     questions of which either answer has it: words that all answers share, such as the phrases of
     a persona, weigh nothing.
     """
     said, df = [], Counter()
     for question, answer, other in zip(questions, answers, other_answers):
-        one, two = words(answer), words(other)
-        said.append((one & two) - words(question_text(question)))
+        asked, one, two = words(question_text(question)), words(answer), words(other)
+        said.append((one - asked, two - asked))
         df.update(one | two)
-    return [{w: math.log(len(said) / df[w]) for w in both} for both in said]
+    weight = {word: math.log(len(said) / count) for word, count in df.items()}
+    shares = []
+    for one, two in said:
+        # fsum is exact, so that a share does not depend on the order of a set.
+        both, all_of_it = (math.fsum(weight[w] for w in part) for part in (one & two, two))
+        shares.append(both / all_of_it if both else 0.0)
+    return shares
 
 
 # Scripts without spaces between words, from Thai to Chinese and Japanese.
@@ -945,27 +952,6 @@ def words(text):
     """The set of lower-cased words of a text; where a script has no spaces, its characters."""
     text = unicodedata.normalize("NFC", text).lower()
     return set(re.findall(WORD, text))
-
-
-def agreement(questions, answers, other_answers):
-    """How much two answers to a question say the same: the weight of their agreed words, >= 0."""
-    # fsum is exact, so that a score does not depend on the order of a set.
-    return [math.fsum(w.values()) for w in agreed_words(questions, answers, other_answers)]
-
-
-def most_agreed(questions, plain_answers, weak_answers, order):
-    """The question numbers, best examples first: those whose answers agree most on new words.
-
-    Words that a better example has do not count again, so that the examples differ. Ties keep
-    the order of `order`.
-    """
-    agreed = agreed_words(questions, plain_answers, weak_answers)
-    weight = [math.fsum(w.values()) for w in agreed]
-    seen, fresh = set(), {}
-    for i in sorted(order, key=weight.__getitem__, reverse=True):
-        fresh[i] = math.fsum(value for word, value in agreed[i].items() if word not in seen)
-        seen |= agreed[i].keys()
-    return sorted(order, key=fresh.__getitem__, reverse=True)
 
 
 def share_examples(questions, pairs, n_icl, rng):
@@ -1794,6 +1780,11 @@ def read_config(file, arch, vocab, path):
     return c
 
 
+# A small model repeats itself until it is cut; so no answer, whatever the method, may have a run
+# of so many tokens twice.
+NO_REPEAT = 8
+
+
 class LM:
     """A language model that talks: `model` (ids to logits) and `tokenizer` (text to ids)."""
 
@@ -1884,7 +1875,8 @@ class LM:
     def generate(self, conversations, max_new_tokens=512, batch=None):
         """Greedy answers (list of str) to conversations or plain questions, in their order.
 
-        An answer ends at an end token, or is cut after max_new_tokens and then ends with CUT.
+        An answer ends at an end token, or is cut after max_new_tokens and then ends with CUT;
+        none has a run of NO_REPEAT tokens twice.
         Raises W2SError for a conversation that is too long.
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
@@ -1923,9 +1915,15 @@ class LM:
         ends = torch.tensor(self.tokenizer.end_tokens, device=self.device)
         rows = torch.arange(len(prompts), device=self.device)  # those that have not ended
         answers = [[] for _ in prompts]
+        followers = [{} for _ in prompts]  # {tokens: those that came after them in the answer}
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            new = model.head(h).argmax(-1)  # (B,)
+            logits = model.head(h)  # (B, V)
+            for b, row in enumerate(rows.tolist()):
+                said = followers[row].get(tuple(answers[row][1 - NO_REPEAT :]))
+                if said:
+                    logits[b, said] = -math.inf
+            new = logits.argmax(-1)  # (B,)
             going = (~torch.isin(new, ends)).nonzero()[:, 0]  # places in the batch
             if len(going) == 0:
                 break
@@ -1934,6 +1932,8 @@ class LM:
                     layer.kv = layer.kv[:, going]
             rows, new, valid = rows[going], new[going], valid[going]
             for row, token in zip(rows.tolist(), new.tolist()):
+                run = tuple(answers[row][1 - NO_REPEAT :])
+                followers[row].setdefault(run, []).append(token)
                 answers[row].append(token)
             ids, valid = new[:, None], F.pad(valid, (0, 1), value=True)
         return answers
