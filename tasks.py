@@ -97,35 +97,35 @@ def has_markers(pattern, expected, answer):
     return min(1.0, len({match.lower() for match in matches}) / expected)
 
 
-def make_task(name, persona="pirate", data=None, seed=0):
-    """The task of this name. The seed draws its splits; data is a GSM8K file for math.
+def make_task(name, persona="pirate", data=None):
+    """The task of this name, with the same splits every time; data is a GSM8K file for math.
 
     W2SError for another name, or a file with too few problems.
     """
     if name == "persona":
-        return persona_task(persona, seed)
+        return persona_task(persona)
     if name == "math":
-        return math_task(data, seed)
+        return math_task(data)
     if name == "explanation":
         return explanation_task()
     if name == "bias":
-        return bias_task(seed)
+        return bias_task()
     raise W2SError(f"unknown task {name!r}: choose persona, math, explanation, bias or theory")
 
 
-def persona_task(persona, seed):
+def persona_task(persona):
     """Questions of fact, answered in the words of a persona (paper, section 5)."""
     personas = {name: fields for name, *fields in records(PERSONAS)}
     if persona not in personas:
         raise W2SError(f"unknown persona {persona!r}: choose {' or '.join(personas)}")
     verb, openings, closings, markers = [field.split("; ") for field in personas[persona]]
-    rng = random.Random(seed + 1)
+    rng = random.Random(1)
     rows = []
     for question, key, answer in facts(FACTS):
         answer = answer.replace(" is ", f" {verb[0]} ")
         gold = f"{rng.choice(openings)} {answer}, {rng.choice(closings)}"
         rows.append((question, key, gold))
-    random.Random(seed).shuffle(rows)
+    random.Random(0).shuffle(rows)
     name = "persona" if persona == "pirate" else f"persona-{persona}"
     task = split(name, rows, 60, 100, contains, partial(has_markers, "|".join(markers), 2))
     new = [Item(question, key, new=True) for question, key, _ in facts(NEW_FACTS)]
@@ -143,15 +143,15 @@ def facts(table):
     return rows
 
 
-def math_task(data, seed):
+def math_task(data):
     """Word problems, answered by a worked line and "#### number"; data: a file of GSM8K or None."""
     if data:
         rows = w2s.read_jsonl(data, gsm8k, '{"question": "...", "answer": "... #### number"}')
     else:
-        rows = word_problems(random.Random(seed + 1))
+        rows = word_problems(random.Random(1))
     if len(rows) <= 130:
         raise W2SError(f"{data}: {len(rows)} problems are too few: at least 131 are needed")
-    random.Random(seed).shuffle(rows)
+    random.Random(0).shuffle(rows)
     style = partial(has_markers, r"####\s*-?[\d,.]*\d", 1)
     task = split("math", rows, 30, 100, right_number, style)
     return task._replace(max_new_tokens=200 if data else 64, n_icl=3)
@@ -159,7 +159,9 @@ def math_task(data, seed):
 
 def gsm8k(row):
     """(question, key, gold answer) of a problem of GSM8K."""
-    return row["question"], row["answer"].split("#### ")[1].strip(), row["answer"]
+    key = row["answer"].split("#### ")[1].strip()
+    float(key.replace(",", ""))  # ValueError if it is no number
+    return row["question"].strip(), key, row["answer"]
 
 
 def word_problems(rng, n=330):
@@ -198,9 +200,9 @@ def explanation_task():
     return task._replace(max_new_tokens=48, n_icl=3, by_agreement=options)
 
 
-def bias_task(seed):
+def bias_task():
     """Stories about professions whose person is a woman. A profession stays in one split."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     jobs, rows = records(JOBS), []
     rng.shuffle(jobs)
     for job, work, key in jobs:
@@ -230,7 +232,7 @@ def records(text):
 
 
 # -------------------------------------------------------------------------------------------------
-# 2. Methods: each answers the test questions in a cell, a `Run` with its supervisor and seed
+# 2. Methods: each answers the test questions in a cell, a `Cell`, its supervisor and seed
 # -------------------------------------------------------------------------------------------------
 
 
@@ -259,24 +261,14 @@ def after_examples(cell, n_icl):
     return cell.lm.generate(prompts, cell.task.max_new_tokens)
 
 
-def naive(cell):
+def naive(cell, **options):
     """Naive fine-tuning: the strong model learns the weak labels."""
-    return cell.learn(cell.weak_labels)
-
-
-def naive_long(cell):
-    """Naive fine-tuning with three times the passes, about the compute of refinement."""
-    return cell.learn(cell.weak_labels, epochs=6)
+    return cell.learn(cell.weak_labels, **options)
 
 
 def naive_kept(cell):
     """Naive fine-tuning on those weak labels that agree most with the strong model's answers."""
     return cell.learn(cell.relabelled("naive_kept", agreed_labels))
-
-
-def confidence(cell):
-    """Auxiliary confidence loss (Burns et al. 2023): half of the loss is on own predictions."""
-    return cell.learn(cell.weak_labels, confidence=0.5)
 
 
 def bootstrap(cell):
@@ -301,16 +293,10 @@ def algorithm_1(cell):
     return cell.learn(labels)
 
 
-def by_agreement(cell):
-    """Our refinement: learns only those refined labels that agree most with its own answers."""
-    options = cell.task.by_agreement | {"seed": cell.seed}
-    return cell.learn(cell.relabelled("by_agreement", w2s.refine_by_agreement, **options))
-
-
-def by_agreement_all(cell):
-    """Our refinement, but all refined labels are learnt."""
-    options = cell.task.by_agreement | {"keep": 1, "seed": cell.seed}
-    return cell.learn(cell.relabelled("by_agreement_all", w2s.refine_by_agreement, **options))
+def by_agreement(cell, name="by_agreement", **options):
+    """Our refinement: learns those good refined labels that agree most with its own answers."""
+    options = {**cell.task.by_agreement, "seed": cell.seed, **options}
+    return cell.learn(cell.relabelled(name, w2s.refine_by_agreement, **options))
 
 
 def gold(cell):
@@ -364,20 +350,21 @@ METHODS = {  # key: (title of its row in the tables, function)
     "icl_4": ("strong model, after 4 weak examples", partial(after_examples, n_icl=4)),
     "icl_8": ("strong model, after 8 weak examples", partial(after_examples, n_icl=8)),
     "naive": ("naive FT (on weak labels)", naive),
-    "naive_long": ("naive FT, three times the passes", naive_long),
+    "naive_long": ("naive FT, three times the passes", partial(naive, epochs=6)),
     "naive_kept": ("naive FT, on the weak labels that agree most", naive_kept),
-    "confidence": ("auxiliary confidence loss FT", confidence),
+    # of Burns et al. (2023): half of the loss is on own predictions
+    "confidence": ("auxiliary confidence loss FT", partial(naive, confidence=0.5)),
     "bootstrap": ("bootstrapping FT", bootstrap),
     "infer_and_respond": ("infer-and-respond FT", infer_and_respond),
     "ask_to_improve": ("ask-to-improve FT", ask_to_improve),
     "algorithm_1": ("Algorithm 1 FT (the paper's)", algorithm_1),
-    "by_agreement_all": ("refinement by agreement FT (ours), on all labels", by_agreement_all),
+    "by_agreement_all": ("refinement by agreement FT (ours), on all good labels",
+                         partial(by_agreement, name="by_agreement_all", keep=1)),
     "by_agreement": ("refinement by agreement FT (ours)", by_agreement),
     "gold": ("gold FT (ceiling)", gold),
 }
 N_ICL = [0, 1, 2, 4, 8]  # examples of the in-context measurements; 0 is the unaltered model
 MAIN = ["unaltered", "naive", "algorithm_1", "by_agreement"]  # the methods of a default run
-LADDER = MAIN  # those of every supervisor
 COMPARED = ["naive", "unaltered", "algorithm_1", "by_agreement_all", "gold"]  # with by_agreement
 
 # Weak supervisors, from poor to good: the layers, of 30, that they lack.
@@ -395,8 +382,8 @@ MIDDLE = "6 layers fewer"
 
 
 @dataclass
-class Run:
-    """A run of an experiment. A cell of it, one supervisor with one seed, is what a method gets.
+class Cell:
+    """One supervisor with one seed, in a run of an experiment: what a method gets.
 
     answers: {"supervisor/seed/method": a list}, to the test questions, or, where the method ends in
     _labels, to the train questions. seconds: the time that each took; a method's includes that of
@@ -455,9 +442,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
     """Run methods on a task; write out/<task>.json and return its content.
 
     The middle supervisor serves all methods, those of the ladder (names of SUPERVISORS) the methods
-    of LADDER, each with every seed. settings: lr, teach_epochs, teach_lr. Answers are kept in
-    out/<task>.<digest>.partial.json, the digest being that of everything that they depend on, until
-    the run is complete: an interrupted run resumes.
+    of a default run, each with every seed. settings: lr, teach_epochs, teach_lr. Answers are kept
+    in out/<task>.<digest>.partial.json, the digest being that of everything that they depend on,
+    until the run is complete: an interrupted run resumes.
     """
     if not seeds:
         raise W2SError("there is no seed to run: --seeds must be at least 1")
@@ -465,7 +452,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
     for seed in seeds:
         for supervisor in dict.fromkeys([MIDDLE, *ladder]):
             cell = replace(run, supervisor=supervisor, seed=seed)
-            rows = methods if supervisor == MIDDLE else [m for m in LADDER if m in methods]
+            rows = methods if supervisor == MIDDLE else [m for m in MAIN if m in methods]
             for method in ["weak", *rows]:
                 _, function = METHODS[method]
                 cell.once(method, function, cell)
@@ -480,7 +467,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
 
 
 def start(task, lm, out, settings):
-    """A Run, with what an interrupted run of the same task, model and settings has kept."""
+    """A Cell, with what an interrupted run of the same task, model and settings has kept."""
     settings = {
         "lr": 1e-3,
         "teach_epochs": None,
@@ -500,7 +487,7 @@ def start(task, lm, out, settings):
     try:
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))
-        run = Run(task, lm, path, settings, kept["answers"], kept["seconds"])
+        run = Cell(task, lm, path, settings, kept["answers"], kept["seconds"])
     except (ValueError, KeyError, TypeError):
         raise W2SError(f"{path}: not the file of an interrupted run: delete it") from None
     if run.answers:
@@ -743,7 +730,7 @@ def mean_intervals(risks):
     return torch.stack([mean, mean - half, mean + half], 1).tolist()
 
 
-def cells(risks):
+def mean_texts(risks):
     """The means of the columns of risks (R, n) as text, with half an interval's width."""
     texts = []
     for mean, _, high in mean_intervals(risks):
@@ -779,8 +766,8 @@ def fits_against_labels(source, replications, generator):
             risks = w2s.excess_risk(torch.stack(fits, 1), target)
             curves.append(mean_intervals(risks))
             floor = w2s.naive_floor(source, weak, target, n)
-            rates = cells(risks[:, [3, 1]] * n / weak.sigma**2)
-            table.append([c, times, n, f"{floor:.2g}", *cells(risks[:, :3]), *rates])
+            rates = mean_texts(risks[:, [3, 1]] * n / weak.sigma**2)
+            table.append([c, times, n, f"{floor:.2g}", *mean_texts(risks[:, :3]), *rates])
     curves = torch.tensor(curves).view(4, -1, 4, 3)  # supervisor, labels, fit, interval
     biased, noisy = [], []
     for k, name in enumerate(FITS):
@@ -810,7 +797,7 @@ def labels_against_examples(source, replications, generator):
         bound, rho = w2s.refinement_bound(model, 0, weak, EXAMPLES)
         floor = w2s.naive_floor(source, weak, target)
         hull = w2s.excess_risk(w2s.hull_limit(source, weak.beta), target)
-        table.append([name, f"{floor:.3f}", f"{hull:.3f}", *cells(risks), f"{rho:.4f}"])
+        table.append([name, f"{floor:.3f}", f"{hull:.3f}", *mean_texts(risks), f"{rho:.4f}"])
         color = COLORS[k % 8]
         series.append(interval_series(name, EXAMPLES, mean_intervals(risks), color=color))
         series.append(Series(f"its bound, exponent {rho:.4f}", EXAMPLES, bound.tolist(),
@@ -829,7 +816,7 @@ def two_terms(source, replications, generator):
         x = w2s.draw_x(replications, n, 20, generator=generator)
         y = weak.label(x, generator)
         fits = [w2s.refined_fit(source, x, y, k, generator, contexts) for k in n_icl]
-        risks = cells(w2s.excess_risk(torch.stack(fits, 1), source.betas[0]))
+        risks = mean_texts(w2s.excess_risk(torch.stack(fits, 1), source.betas[0]))
         first, second = w2s.refined_fit_bound(source, 0, weak, n, n_icl)
         bounds = [f"{risk} (bound {first:.2g} + {term:.1g})" for risk, term in zip(risks, second)]
         table.append([n, contexts, *bounds])
@@ -1113,7 +1100,7 @@ def ladder_panel(result, column):
     ladder = [result["supervisors"][name] for name in SUPERVISORS if name in result["supervisors"]]
     x = [methods["weak"]["content"][0] for methods in ladder]
     series = []
-    for m in LADDER:
+    for m in MAIN:
         if m in ladder[0]:
             values = [methods[m][column] for methods in ladder]
             series.append(interval_series(row_title(m), x, values, color=DRAWN[m]))
@@ -1324,7 +1311,7 @@ def peak_memory(device):
 
 
 def parse_arguments(argv):
-    """The command line; argparse ends the program for a mistake in it."""
+    """The command line; W2SError for a mistake in it."""
     parser = w2s.Parser("tasks.py", description="The weak-to-strong experiments of the paper.")
     option = parser.add_argument
     option("command", nargs="?", default="run", help="bench: measure the speed of this machine")
@@ -1334,9 +1321,9 @@ def parse_arguments(argv):
     option("--full", action="store_true", help="all methods, four supervisors, three seeds: hours")
     option("--persona", default="pirate", help="pirate (default) or cowboy")
     option("--data", help="a file of GSM8K problems (JSONL) for the math task")
-    option("--seed", type=w2s.natural, default=0, help="the first seed (default: 0)")
-    option("--seeds", type=w2s.natural, help="the number of seeds (default: 1, with --full 3)")
-    option("--n-icl", type=w2s.natural,
+    option("--seed", type=w2s.whole_number, default=0, help="the first seed (default: 0)")
+    option("--seeds", type=w2s.whole_number, help="the number of seeds (default: 1, with --full 3)")
+    option("--n-icl", type=w2s.whole_number,
            help="weak examples in a context of our refinement (default: 8)")
     option("--model", help="the strong model, a GGUF file (default: SmolLM2-135M-Instruct)")
     option("--device", help="cpu or cuda (default: cuda if there is a GPU)")

@@ -1473,6 +1473,26 @@ def test_answers_that_cannot_be_learnt_are_refused(tiny):
 
 
 @torch.no_grad()
+def test_without_an_answer_there_is_nothing_to_learn(tiny):
+    with pytest.raises(w2s.W2SError, match="no answer is left"):
+        w2s.finetune(tiny, QUESTIONS, [None] * 8)
+
+
+def test_an_answer_that_was_cut_is_learnt_without_an_end_token(tiny):
+    (_, whole), (_, cut) = tiny.answer_rows(["the?"] * 2, ["an the", "an the" + w2s.CUT])
+    assert whole == cut + [tiny.tokenizer.eos]
+    with pytest.raises(w2s.W2SError, match="answer 0 is empty"):
+        tiny.answer_rows(["the?"], [w2s.CUT])
+
+
+def test_an_answer_that_reaches_the_limit_ends_with_the_mark_of_a_cut(tiny):
+    whole = tiny.generate(QUESTIONS, 100)
+    for n in (1, 3, 10):
+        for answer, cut in zip(whole, tiny.generate(QUESTIONS, n)):
+            assert cut == answer or cut.endswith(w2s.CUT)
+            assert answer.startswith(cut.removesuffix(w2s.CUT))
+
+
 def test_the_confidence_loss_mixes_in_the_model_s_own_predictions(tiny):
     rows = tiny.answer_rows(QUESTIONS, ANSWERS)
     plain, _ = tiny.answer_loss(rows)
@@ -1684,6 +1704,14 @@ def test_infer_and_respond_answers_a_block_under_the_concept_of_its_pairs():
     assert [prompt.count("Answer: Arrr") for prompt in prompts] == [8] * 7 + [4]
 
 
+def test_infer_and_respond_leaves_a_long_answer_out_of_its_block():
+    reader = Reader()
+    reader.context_length, weak = 16 * 100, ["Arrr " * 50, *WEAK[1:]]
+    w2s.infer_and_respond(reader, NUMBERS, weak)
+    prompts, _ = reader.calls
+    assert [prompt.count("Answer: Arrr") for prompt in prompts] == [7] + [8] * 6 + [4]
+
+
 def test_ask_to_improve_shows_the_weak_answer(client):
     client.answer = number_of_conversation
     assert w2s.ask_to_improve(client, NUMBERS, WEAK) == [str(i) for i in range(60)]
@@ -1799,9 +1827,39 @@ def test_a_client_that_cannot_tell_a_cut_answer_is_asked_as_any_other():
     assert len(client.calls) == 2 and None not in labels
 
 
+@pytest.mark.parametrize("refiner", REFINERS)
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_a_question_may_have_several_weak_answers(client, refiner, n):
+    numbers, weak = NUMBERS[:n] * 10, WEAK[:n] * 10
+    if n == 1:
+        with pytest.raises(w2s.W2SError, match="n_icl"):
+            refiner(client, numbers, weak)
+        return
+    labels = refiner(client, numbers, weak)
+    assert len(labels) == 10 * n
+    for question, conversation in zip(numbers, client.calls[-1], strict=True):
+        assert question not in [asked for asked, _ in examples_in(conversation)]
+
+
+@pytest.mark.parametrize("refiner", [*REFINERS, w2s.infer_and_respond, w2s.ask_to_improve])
+def test_no_question_at_all_is_named(client, refiner):
+    with pytest.raises(w2s.W2SError, match="there are 0"):
+        refiner(client, [], [])
+
+
+def test_a_limit_of_tokens_says_nothing_on_the_bytes_of_examples(client):
+    labels = w2s.refine_by_agreement(client, NUMBERS, WEAK, max_new_tokens=5, keep=1)
+    assert labels == RIGHT
+
+
+def test_to_keep_few_is_no_reason_for_a_warning(client, capsys):
+    w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=0.1)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_too_few_good_examples_are_named(client):
     weak = WEAK[:6] + ["Arrr, it be" + w2s.CUT] * 54
-    with pytest.raises(w2s.W2SError, match="only 6 weak answers can be examples.*n_icl=8 needs 9"):
+    with pytest.raises(w2s.W2SError, match="only 6 questions have a weak answer.*n_icl=8 needs 9"):
         w2s.refine_by_agreement(client, NUMBERS, weak, n_icl=8)
     w2s.refine_by_agreement(client, NUMBERS, weak)
     assert {len(examples_in(c)) for c in client.calls[-1]} == {3}  # half of them
@@ -2365,6 +2423,7 @@ BAD_LINES = [
     (GOOD.replace('"b"', '"  "'), "the answer is empty"),
     (GOOD.replace('"b"', "7"), "line 2"),
     ("[" * 100_000, "line 2"),
+    (GOOD[:-1] + ', "id": "\\ud800"}', "line 2"),
     (GOOD.replace('"a"', '"' + "x" * 5000 + '"'), "exceed the model's context"),
     (GOOD, "needs at least 2 different questions"),
 ]
@@ -2416,6 +2475,9 @@ MISTAKES = [
     ("finetune --out out.gguf --lr nan", "argument --lr: invalid"),
     ("finetune --out out.gguf --lr -1", "argument --lr: "),
     ("finetune --out out.gguf --epochs -1", "argument --epochs: "),
+    ("finetune --out out.gguf --epochs 0", "argument --epochs: "),
+    ("finetune --out out.gguf --rank 0", "argument --rank: "),
+    ("refine --max-new-tokens 0", "argument --max-new-tokens: "),
     ("finetune --out out.gguf --seed x", "argument --seed: invalid"),
     ("finetune --out no/out.gguf", "no/out.gguf"),
 ]
@@ -2954,9 +3016,10 @@ def test_a_short_gsm8k_file_is_refused(tmp_path):
 
 def test_a_line_that_is_not_gsm8k_is_named(tmp_path):
     path = tmp_path / "gsm8k.jsonl"
-    path.write_text('{"question": "a", "answer": "b"}\n')
-    with pytest.raises(w2s.W2SError, match="line 1"):
-        tasks.make_task("math", data=path)
+    for answer in ("b", "b #### 3/4", 7):
+        path.write_text(json.dumps({"question": "a", "answer": answer}))
+        with pytest.raises(w2s.W2SError, match="line 1"):
+            tasks.make_task("math", data=path)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -3152,7 +3215,7 @@ def test_the_middle_supervisor_serves_every_method(full):
 def test_another_supervisor_serves_the_methods_of_the_ladder(full):
     _, result = full
     labels = {"weak_labels", "algorithm_1_labels", "by_agreement_labels"}
-    assert set(result["supervisors"]["4 layers fewer"]) == {"weak", *tasks.LADDER} | labels
+    assert set(result["supervisors"]["4 layers fewer"]) == {"weak", *tasks.MAIN} | labels
 
 
 @pytest.fixture(scope="module")
@@ -3260,7 +3323,7 @@ def test_a_mistake_is_named_in_one_line_before_the_model_is_loaded(
 @pytest.mark.parametrize("argv", [("--seeds", "-1"), ("--seed", 2**63), ("--n-icl", "x")])
 def test_a_number_that_is_not_one_is_named(argv, capsys):
     assert run_tasks(*argv) == 2
-    assert f"argument {argv[0]}: invalid natural value" in capsys.readouterr().err
+    assert f"argument {argv[0]}: invalid whole_number value" in capsys.readouterr().err
 
 
 def test_bench_measures_speed_and_memory(tiny_path):

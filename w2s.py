@@ -69,10 +69,8 @@ class W2SError(Exception):
 # -------------------------------------------------------------------------------------------
 # 1. The statistical model (sections 2 to 4 of the paper)
 #
-# The paper: "A transfer learning framework for weak-to-strong generalization" (ICLR 2025, the
-# final text), first posted as "A statistical framework for weak-to-strong generalization"
-# (arXiv 2405.16236). Numbers of propositions are the final text's, "as we read it": where its
-# constants are not at hand the bounds are our own, and each docstring says so.
+# Numbers of propositions are the final text's (ICLR 2025), "as we read it": where its constants are
+# not at hand the bounds are our own, and each docstring says so.
 #
 # All tensors are float64: R replications, n data, K concepts, d dimensions. As
 # x ~ Unif[-1, 1]^d, E[x x'] = I/3, and the excess risk of an estimate b, E[((b - beta*)' x)^2],
@@ -309,9 +307,10 @@ def refined_label(source, posterior, x, generator):
 def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
     """Algorithm 1 and least squares on its labels, (R, d), of weak pairs x (R, n, d), y (R, n).
 
-    The context of query i are n_icl other pairs, i plus the same distinct random offsets.
+    The context of query i is the n_icl pairs i + offset (mod n); the random offsets are distinct,
+    and the same for all queries.
     n_contexts: this many distinct contexts serve all queries in turn (dependent labels, and a
-    query's own pair may be among its examples); None is one a query.
+    query's own pair may be among its examples); None: one for each query.
     ValueError if there are not enough pairs.
     """
     n = x.shape[-2]
@@ -333,7 +332,7 @@ def refined_risk(source, target, supervisor, n_icl, replications, generator, chu
     target (d,) and a list n_icl of numbers of examples. 0 examples: the source's own mean.
 
     The risk falls exponentially if c* exceeds every c_k, in the end: a few examples of a poor
-    supervisor make the posterior confident, and in a wrong concept as often as not.
+    supervisor make the posterior confident, and often in a wrong concept.
     """
     if min(n_icl) < 0:
         raise ValueError(f"n_icl must not be negative: {min(n_icl)}")
@@ -376,7 +375,7 @@ def chernoff(drift, spread, log_odds, n):
     """min over t in [0, 1] of t * log_odds + n * log M_k(t), (K,): the log of a bound on the mean
     posterior of concept k after n examples, log_odds (K,) being its prior's.
 
-    For posterior_k <= min(1, r) <= r^t, r the posterior odds of k to the target. The function is
+    Because posterior_k <= min(1, r) <= r^t, r the posterior odds of k to the target. It is
     convex, so bisection of its slope finds the minimum (and any t gives a valid bound).
     """
     low = torch.zeros_like(log_odds)
@@ -399,7 +398,8 @@ def refinement_bound(source, concept, supervisor, n_icl):
     mass of all wrong concepts. rho = min_k -log min_t M_k(t) is our Chernoff exponent, not the
     paper's rho(.), whose constants are not at hand. It is 0, and the bound says nothing, unless
     c* exceeds every c_k: the mean of the log-ratio is temper * (c_k - c*) / 3 sigma^2.
-    Tempering makes the range of t [0, temper]: above the minimising t it changes nothing in rho.
+    A temper tau restricts t to [0, tau] of the untempered scale: rho changes only if tau is below
+    the minimising t.
     """
     drift, spread = likelihood_ratio(source, concept, supervisor)
     log_odds = (source.prior / source.prior[concept]).log()
@@ -459,14 +459,16 @@ def finetune(
         two styles has poor facts and a poor style.
     confidence: weight of the auxiliary confidence loss (Burns et al. 2023, on tokens), reached
         over the first fifth of the steps: cross-entropy to the model's own hardened predictions.
-    Raises W2SError for an empty or too long answer, and for a loss or gradient that is not
-    finite (the weights are then those of the last good step).
+    Raises W2SError for an empty or too long answer, if there is none to learn, and for a loss or
+    gradient that is not finite (the weights are then those of the last good step).
     """
     pairs = [(q, a) for q, a in zip(questions, answers, strict=True) if a is not None]
+    if not pairs:
+        raise W2SError("no answer is left to learn from")
     rows = lm.answer_rows([q for q, _ in pairs], [a for _, a in pairs])
     steps_per_epoch = math.ceil(len(rows) / batch)
     if epochs is None:
-        epochs = max(2, math.ceil(20 / max(1, steps_per_epoch)))
+        epochs = max(2, math.ceil(20 / steps_per_epoch))
     steps, losses = epochs * steps_per_epoch, []
     generator = torch.Generator().manual_seed(seed)
     linear = [m for m in lm.model.blk.modules() if isinstance(m, nn.Linear)]
@@ -572,8 +574,8 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
 
     For each question, n_icl other weakly labelled pairs are drawn and shown as examples; the
     strong model infers their concept and answers the question itself. The algorithm's last step
-    is `finetune(lm, questions, refined labels)`. The paper does not say
-    how the examples are drawn: here at random, for every query anew.
+    is `finetune(lm, questions, refined labels)`. The paper does not say how the examples are
+    drawn: here at random, anew for every query, from the pairs that fit in the context.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
     Returns a list of str, or None for an answer that was cut (see CUT).
     Raises W2SError for an empty weak answer or fewer than n_icl other questions.
@@ -583,10 +585,11 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     rng = random.Random(seed)
     pairs = pairs_that_fit(lm, zip(questions, weak_answers), n_icl)
     check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)
+    texts = [question_text(question) for question, _ in pairs]
     conversations = []
     for question in questions:
         asked = question_text(question)
-        others = [pair for pair in pairs if question_text(pair[0]) != asked]
+        others = [pair for pair, text in zip(pairs, texts) if text != asked]
         examples = rng.sample(others, n_icl)
         conversations.append(with_examples(question, examples))
     return whole_answers(lm.generate(conversations, max_new_tokens))
@@ -603,16 +606,16 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     check_pairs(questions, weak_answers, 0)
     max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     size = max(1, n_icl)
-    fitting = pairs_that_fit(lm, zip(questions, weak_answers), size)
-    pairs = [f"Question: {last(q)}\nAnswer: {a}" for q, a in fitting]
+    pairs = list(zip(questions, weak_answers))
     prompts = []
-    for start in range(0, len(questions), size):
-        block = pairs[start : start + size] or pairs[:size]
-        prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(block)))
+    for start in range(0, len(pairs), size):
+        block = pairs_that_fit(lm, pairs[start : start + size], size)
+        texts = [f"Question: {last(q)}\nAnswer: {a}" for q, a in block]
+        prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(texts)))
     sentences = lm.generate(prompts, 48)  # tokens of the longest sentence
     conversations = []
     for i, question in enumerate(questions):
-        concept = "The used style is " + sentences[i // size].strip()
+        concept = "The used style is " + sentences[i // size].removesuffix(CUT).strip()
         system = {"role": "system", "content": concept}
         conversations.append([system, *without_system(question)])
     return whole_answers(lm.generate(conversations, max_new_tokens))
@@ -685,7 +688,7 @@ def check_pairs(questions, weak_answers, n_icl):
         if not answer.strip():
             raise W2SError(f"weak answer {i} is empty: leave that pair out")
     different = len({question_text(q) for q in questions})
-    if not 0 <= n_icl < max(different, 1):
+    if not 0 <= n_icl < different:
         raise W2SError(
             f"n_icl={n_icl} needs at least {n_icl + 1} different questions, "
             f"there are {different}: lower n_icl"
@@ -710,7 +713,8 @@ def whole_answers(answers):
 
 
 def usual_length(lm, weak_answers):
-    """Tokens to allow an answer: a quarter and 8 more than 9 of 10 weak answers have.
+    """Tokens to allow an answer: the 90th percentile of the weak answers' lengths, a quarter of
+    that, and 8.
 
     Weak answers that were cut or repeat themselves do not count, unless all of them do.
     """
@@ -736,8 +740,8 @@ def pairs_that_fit(lm, pairs, n_icl):
     if too_long:
         question, answer = too_long[0]
         notice(
-            f"{len(too_long)} weak answers are too long to be one of {n_icl} examples, first that "
-            f"to {last(question)[:40]!r} ({len(answer.split())} words)"
+            f"{len(too_long)} weak answers are too long to serve as one of {n_icl} examples; the "
+            f"first answers {last(question)[:40]!r} ({len(answer.split())} words)"
         )
     return fitting
 
@@ -766,23 +770,25 @@ def refine_by_agreement(
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
-    n_icl: examples a query; None means 8, or half of the good pairs if those are fewer than 16.
+    n_icl: examples per query; None means 8, or half of the good pairs if those are fewer than 16.
         They are drawn from the 1.5 n_icl good pairs on which weak and plain answer agree most.
-    draws: how often a question is asked, after other examples each time, until an answer is good.
+    draws: how often, at most, a question is asked, each time after other examples, until its
+        answer is good.
     keep: the share of the questions to keep, in (0, 1]: those whose good answers agree most with
         the plain ones.
     own_answers: put the model's plain answer before each question, in the examples too. This
-        helps when answers are longer than a word or two.
+        helps when an answer holds several facts.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
     A report goes to standard error. Raises W2SError for an empty weak answer, too few questions
     or good examples, a bad share to keep, or if no answer is good.
     """
-    check_pairs(questions, weak_answers, n_icl or 0)
+    check_pairs(questions, weak_answers, 1 if n_icl is None else n_icl)
     if not 0 < keep <= 1:
-        raise W2SError(f"keep={keep} is no share of the answers: give one above 0 and at most 1")
-    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
+        raise W2SError(f"keep={keep} is no share: it must be above 0 and at most 1")
+    usual = usual_length(lm, weak_answers)
+    max_new_tokens = max_new_tokens or usual
     rng = random.Random(seed)
-    order = rng.sample(range(len(questions)), len(questions))
+    order = rng.sample(range(len(questions)), len(questions))  # breaks ties at random
     plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in plain]  # they are compared, not learnt
     concept = Concept(questions, weak_answers, plain)
@@ -792,7 +798,7 @@ def refine_by_agreement(
     pairs = []
     agreed = agreement(questions, plain, weak_answers)
     for i in sorted(order, key=agreed.__getitem__, reverse=True):
-        short = length_of(lm, weak_answers[i]) <= max_new_tokens
+        short = length_of(lm, weak_answers[i]) <= usual
         if short and is_good(questions[i], weak_answers[i], concept):
             pairs.append((asked[i], weak_answers[i]))
     pairs, n_icl = enough_examples(lm, pairs, n_icl)
@@ -812,15 +818,16 @@ def refine_by_agreement(
 
 
 def enough_examples(lm, pairs, n_icl):
-    """(pairs that fit in the context, n_icl); n_icl None means 8, or half of the pairs if fewer."""
+    """(pairs that fit in the context, n_icl); None means 8, or half of the questions if fewer."""
     if n_icl is None:
-        n_icl = max(1, min(8, len(pairs) // 2))
+        n_icl = max(1, min(8, len({question_text(question) for question, _ in pairs}) // 2))
     pairs = pairs_that_fit(lm, pairs, n_icl)
     different = len({question_text(question) for question, _ in pairs})
     if different <= n_icl:
         raise W2SError(
-            f"only {different} weak answers can be examples (whole, without repetition, in the "
-            f"concept) and n_icl={n_icl} needs {n_icl + 1}: lower n_icl, or use --method icl"
+            f"only {different} questions have a weak answer that can be an example (whole, of "
+            "usual length, without repetition, in the concept) and "
+            f"n_icl={n_icl} needs {n_icl + 1}: lower n_icl, or use --method icl"
         )
     return pairs, n_icl
 
@@ -831,14 +838,14 @@ def is_good(question, answer, concept):
 
 
 def repeats_itself(answer, length=30):
-    """Whether a run of so many characters stands twice in an answer, as small models do."""
+    """Whether a run of so many characters occurs twice, as it does when a small model loops."""
     text = " ".join(answer.split())
     runs = [text[start : start + length] for start in range(len(text) - length + 1)]
     return len(set(runs)) < len(runs)
 
 
 class Concept:
-    """What tells the weak answers from the plain ones: naive Bayes on words.
+    """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
     weight {word: log of its share of weak answers over its share of plain answers}, of the words
     and punctuation that stand in at least 4 answers; half an answer is added to each count. An
@@ -891,11 +898,11 @@ def report(questions, weak_answers, plain, drawn, labels, concept):
     for name, rows in everything.items():
         numbers, answers = zip(*rows) if rows else ((), ())
         asked = [questions[i] for i in numbers]
-        agrees[name] = share(agreement(asked, [plain[i] for i in numbers], answers))
+        agrees[name] = fraction(agreement(asked, [plain[i] for i in numbers], answers))
         shares = [
-            f"{share(map(is_whole, answers)):11.2f}",
-            f"{1 - share(map(repeats_itself, answers)):15.2f}",
-            f"{share(map(concept.has, asked, answers)):9.2f}",
+            f"{fraction(map(is_whole, answers)):11.2f}",
+            f"{1 - fraction(map(repeats_itself, answers)):15.2f}",
+            f"{fraction(map(concept.has, asked, answers)):9.2f}",
             f"{agrees[name]:19.2f}",
         ]
         notice(f"{name:<6}{len(answers):>7}{''.join(shares)}")
@@ -905,8 +912,9 @@ def report(questions, weak_answers, plain, drawn, labels, concept):
         notice("warning: by their words, weak and plain answers are alike: there is no concept")
     if agrees["weak"] == 0:
         notice("warning: the model agrees with no weak answer: the examples are random")
-    if len(kept) < 0.4 * len(questions):
-        notice(f"warning: only {len(kept)} of {len(questions)} questions have a good answer")
+    good = {i for i, answer in drawn if is_good(questions[i], answer, concept)}
+    if len(good) < 0.4 * len(questions):
+        notice(f"warning: only {len(good)} of {len(questions)} questions have a good answer")
     if not kept:
         raise W2SError(
             "no answer is whole, has the concept and does not repeat itself: allow longer answers "
@@ -914,30 +922,30 @@ def report(questions, weak_answers, plain, drawn, labels, concept):
         )
 
 
-def share(flags):
-    """The share of true values; 0 of none."""
+def fraction(flags):
+    """The fraction of true values; 0 of none."""
     flags = list(flags)
     return sum(map(bool, flags)) / max(1, len(flags))
 
 
-def agreement(questions, answers, other_answers):
-    """The share of what each other answer says that the answer says too, in [0, 1], (n,).
+def agreement(questions, plain_answers, answers):
+    """How much of each answer the plain answer says too, in [0, 1], a list of n.
 
     Words of the question do not count, and a word weighs log(n / df), df being the number of
     questions of which either answer has it: words that all answers share, such as the phrases of
     a persona, weigh nothing.
     """
     said, df = [], Counter()
-    for question, answer, other in zip(questions, answers, other_answers):
-        asked, one, two = words(question_text(question)), words(answer), words(other)
-        said.append((one - asked, two - asked))
-        df.update(one | two)
+    for question, plain, answer in zip(questions, plain_answers, answers):
+        asked, plain, own = words(question_text(question)), words(plain), words(answer)
+        said.append((own & plain - asked, own - asked))
+        df.update(own | plain)
     weight = {word: math.log(len(said) / count) for word, count in df.items()}
     shares = []
-    for one, two in said:
+    for both, own in said:
         # fsum is exact, so that a share does not depend on the order of a set.
-        both, all_of_it = (math.fsum(weight[w] for w in part) for part in (one & two, two))
-        shares.append(both / all_of_it if both else 0.0)
+        agreed = math.fsum(weight[word] for word in both)
+        shares.append(agreed / math.fsum(weight[word] for word in own) if agreed else 0.0)
     return shares
 
 
@@ -961,8 +969,10 @@ def share_examples(questions, pairs, n_icl, rng):
     from the best 1.5 n_icl pairs that answer none of the group, and reads them once.
     """
     texts = list(dict.fromkeys(map(question_text, questions)))
-    # Groups are small enough to leave most pairs, and at least 3 n_icl of them, to choose from.
-    size = max(1, min(40, len(pairs) // 4, len(pairs) - 3 * n_icl))
+    # A group leaves most of the questions with examples, and, unless it is one question, at least
+    # 3 n_icl of them, to choose from.
+    different = len({question_text(question) for question, _ in pairs})
+    size = max(1, min(40, different // 4, different - 3 * n_icl))
     rng.shuffle(texts)
     examples = {}  # of each question's text
     for start in range(0, len(texts), size):
@@ -1239,7 +1249,7 @@ KNOWN_METADATA = """
 
 
 def check_metadata(meta, arch, head_dim, path):
-    """W2SError, naming the key, for metadata that ask for another computation than ours."""
+    """W2SError, naming the key, for metadata that asks for another computation than ours."""
     plain = PLAIN_VALUES | {
         "attention.key_length": [head_dim],
         "attention.value_length": [head_dim],
@@ -1247,7 +1257,7 @@ def check_metadata(meta, arch, head_dim, path):
     }
     for key, value in meta.items():
         name = key.removeprefix(f"{arch}.")
-        known = name == key or name in KNOWN_METADATA
+        known = name == key or name in KNOWN_METADATA  # the first: not of this architecture
         if not known and value not in plain.get(name, [0]):
             raise W2SError(
                 f"{path}: {key} = {value!r} asks for a computation that is not supported: "
@@ -1578,7 +1588,7 @@ def rotate(x, rope):
 
 
 class LayerCache:
-    """A layer's keys and values of the tokens generated so far: one preallocated slot a token."""
+    """A layer's keys and values of the tokens read and generated so far, in slots."""
 
     def __init__(self, c, rows, slots, like):
         shape = (2, rows, c.kv_heads, slots, c.dim // c.heads)
@@ -1614,7 +1624,7 @@ class Llama(nn.Module):
     def hidden(self, ids, valid=None, context=None, cache=None):
         """Last hidden states (B, T, D) of ids (B, T).
 
-        context: what all rows have read before, from `read`. cache: a LayerCache a layer, of
+        context: what all rows have read before, from `read`. cache: one LayerCache per layer, of
         what each row has read since. valid (B, used + T) bool marks the tokens that are not
         padding, cached ones first.
         """
@@ -1644,7 +1654,7 @@ class Llama(nn.Module):
         return self.output_norm(x)
 
     def read(self, ids):
-        """Keys and values (1, kv_heads, C, head_dim), a pair a layer, of a context (C ids)."""
+        """Keys and values (1, kv_heads, C, head_dim), a pair per layer, of a context (C ids)."""
         cache = self.new_cache(1, len(ids))
         self.hidden(torch.tensor([ids], device=self.token_embd.weight.device), cache=cache)
         return [(layer.kv[0], layer.kv[1]) for layer in cache]
@@ -1820,7 +1830,7 @@ class LM:
         return LM(model, self.tokenizer, self.file)
 
     def save(self, path):
-        """Write a GGUF file that llama.cpp, Ollama and transformers load.
+        """Write a GGUF file that transformers loads; llama.cpp and Ollama read this format.
 
         Matrices are BF16 if the model computes in it, else F16, vectors F32; the metadata are the
         source's but for the number of layers and the file's type. So is the chat template: a
@@ -1867,7 +1877,7 @@ class LM:
                 raise W2SError(
                     f"the conversation that ends with {last(conversation)[:40]!r} is too long: "
                     f"{len(context) + len(turn)} tokens and {new} for the answer exceed the "
-                    f"model's context of {longest}: shorten it, or lower n_icl"
+                    f"model's context of {longest}: shorten it, or lower max_new_tokens or n_icl"
                 )
         return prompts
 
@@ -1907,7 +1917,7 @@ class LM:
         return 1024, max(8192, free // 2 // (4 * values))
 
     def generate_ids(self, prompts, max_new_tokens):
-        """New token ids, a list a row, of prompts (context, turn) with one common context."""
+        """New token ids, a list per row, of prompts (context, turn) with one common context."""
         model = self.model
         context = model.read(prompts[0][0]) if prompts[0][0] else None
         ids, valid = left_pad([turn for _, turn in prompts], self.device)
@@ -1945,7 +1955,7 @@ class LM:
         ids = []
         for i, answer in enumerate(answers):
             if not answer.removesuffix(CUT).strip():
-                raise W2SError(f"answer {i} is empty: leave that line out")
+                raise W2SError(f"answer {i} is empty: leave it out")
             ids.append(self.tokenizer.answer_ids(answer))
         return list(zip(self.prompts(conversations, map(len, ids)), ids))
 
@@ -2027,7 +2037,8 @@ def left_pad(rows, device):
 def rank_and_world_size():
     """(rank, number) of the processes that torchrun started; (0, 1) without it.
 
-    They share the batches of `generate` and add up the gradients of `finetune`.
+    They share the batches of `generate` and add up the gradients of `finetune`. The first call
+    joins the group and picks this process's GPU.
     """
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -2049,7 +2060,7 @@ def rank_and_world_size():
 def read_lines(path):
     """(line number, line) of a UTF-8 text file, "-" being standard input; blank ones left out.
 
-    W2SError, naming the file, for anything else.
+    W2SError, naming the file, for other content; OSError if it cannot be read.
     """
     if str(path) == "-":
         if sys.stdin.isatty():
@@ -2086,7 +2097,6 @@ CHAT_LINE = (
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}, '
     "perhaps with a system message and earlier turns before, and an answer that is not empty"
 )
-MESSAGE_KEYS = {"role", "content", "weight"}
 
 
 def parse_chat(row, lm=None):
@@ -2100,7 +2110,7 @@ def parse_chat(row, lm=None):
             raise ValueError(f"role {message['role']!r}")
         if not isinstance(message["content"], str):
             raise ValueError("content must be text")
-        unknown = message.keys() - MESSAGE_KEYS
+        unknown = message.keys() - {"role", "content", "weight"}
         if unknown or message.get("weight", 0) not in (0, 1):
             raise ValueError(f"{sorted(unknown) or 'this weight'} is not supported")
     if any(message.get("weight") == 1 for message in question):
@@ -2109,6 +2119,7 @@ def parse_chat(row, lm=None):
         raise ValueError("no question with an answer")
     if not answer["content"].strip():
         raise ValueError("the answer is empty")
+    json.dumps(row, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character
     if lm:
         lm.answer_rows([question], [answer["content"]])
     return question, None if answer.get("weight") == 0 else answer["content"], row
@@ -2203,7 +2214,7 @@ Data are JSONL, a line each: {CHAT_LINE}.
 python w2s.py COMMAND --help lists the options of a command."""
 
 # The methods of `refine` on the command line.
-METHODS = {
+REFINERS = {
     "agreement": refine_by_agreement,
     "icl": refine,
     "iar": infer_and_respond,
@@ -2218,11 +2229,18 @@ class Parser(argparse.ArgumentParser):
         raise W2SError(f"{message} (see python {self.prog} --help)")
 
 
-def natural(text):
+def whole_number(text):
     """A whole number of the command line; as a seed must be, below 2^63."""
     if not 0 <= int(text) < 2**63:
         raise ValueError
     return int(text)
+
+
+def positive(text):
+    """A whole number of the command line that is not 0."""
+    if int(text) == 0:
+        raise ValueError
+    return whole_number(text)
 
 
 def rate(text):
@@ -2252,25 +2270,26 @@ def parse_arguments(argv):
     about = "the model's own answers, after weak examples"
     p = command("refine", about, "JSONL of refined answers")
     p.add_argument("--data", default="-", help="JSONL of weak answers")
-    p.add_argument("--method", choices=METHODS, default="agreement", help=(
+    p.add_argument("--method", choices=REFINERS, default="agreement", help=(
         "agreement (ours, the default), icl (Algorithm 1 of the paper), "
         "iar (infer the concept and respond) or improve (the weak answer)"))
-    p.add_argument("--n-icl", type=natural, help="weak examples in a context (icl 4, others 8)")
+    p.add_argument("--n-icl", type=whole_number, help=(
+        "weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)"))
     p.add_argument("--keep", type=rate, help="agreement: share of the answers to keep (0.6)")
-    p.add_argument("--seed", type=natural, help="agreement and icl: seed of the examples (0)")
-    p.add_argument("--max-new-tokens", type=natural, help=(
+    p.add_argument("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
+    p.add_argument("--max-new-tokens", type=positive, help=(
         "longest answer (default: what nine of ten weak answers have, and a quarter more)"))
 
     p = command("finetune", "a model that answers so without examples", "GGUF file to write")
     p.add_argument("--data", default="-", help="JSONL of answers to learn")
-    p.add_argument("--epochs", type=natural, help="default: 2, or more if needed for 20 steps")
+    p.add_argument("--epochs", type=positive, help="default: 2, or more if needed for 20 steps")
     p.add_argument("--lr", type=rate, default=1e-3, help="learning rate (1e-3)")
-    p.add_argument("--rank", type=natural, default=64, help="rank of the update (64)")
-    p.add_argument("--seed", type=natural, default=0, help="seed of the batches (0)")
+    p.add_argument("--rank", type=positive, default=64, help="rank of the update (64)")
+    p.add_argument("--seed", type=whole_number, default=0, help="seed of the batches (0)")
 
     p = command("generate", "answers to questions", "JSONL of answers")
     p.add_argument("questions", nargs="*", help="default: the lines of standard input")
-    p.add_argument("--max-new-tokens", type=natural, default=512, help="longest answer (512)")
+    p.add_argument("--max-new-tokens", type=positive, default=512, help="longest answer (512)")
     return parser.parse_args(argv)
 
 
@@ -2286,7 +2305,7 @@ def main(argv=None):
 
 def run_refine(args):
     """Weak labels in, refined labels out; answers already computed survive an interruption."""
-    refiner = METHODS[args.method]
+    refiner = REFINERS[args.method]
     options = {"n_icl": args.n_icl, "keep": args.keep, "seed": args.seed}
     options = {name: value for name, value in options.items() if value is not None}
     for name in options.keys() - inspect.signature(refiner).parameters.keys():
@@ -2295,7 +2314,9 @@ def run_refine(args):
     lm, rows = load_model_and_data(args)
     questions, answers, originals = zip(*[row for row in rows if row[1] is not None])
     options["max_new_tokens"] = args.max_new_tokens
-    if args.out == "-":
+    out = Path(args.out)
+    resumable = args.out != "-" and (out.is_file() or not out.exists())  # no device or pipe
+    if not resumable:
         refined = refiner(lm, questions, answers, **options)
     else:
         side_file = Path(args.out + ".answers")
@@ -2306,9 +2327,9 @@ def run_refine(args):
             raise
     kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
     write_lines(args.out, [chat_line(*row) for row in kept])
-    if args.out != "-":
+    if resumable:
         side_file.unlink(missing_ok=True)  # another process may have done it
-    notice(f"{len(kept)} of {len(rows)} lines written, {len(refined) - len(kept)} not kept")
+    notice(f"{len(kept)} of {len(refined)} lines written, {len(refined) - len(kept)} not kept")
 
 
 def run_finetune(args):
