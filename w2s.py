@@ -713,14 +713,14 @@ def whole_answers(answers):
 
 
 def usual_length(lm, weak_answers):
-    """Tokens to allow an answer: the 90th percentile of the weak answers' lengths, a quarter of
+    """Tokens to allow an answer: the third quartile of the weak answers' lengths, a quarter of
     that, and 8.
 
     Weak answers that were cut or repeat themselves do not count, unless all of them do.
     """
     good = [a for a in weak_answers if not a.endswith(CUT) and not repeats_itself(a)]
     lengths = sorted(length_of(lm, a) for a in good or weak_answers)
-    usual = lengths[9 * (len(lengths) - 1) // 10]
+    usual = lengths[3 * (len(lengths) - 1) // 4]
     return min(usual + usual // 4 + 8, getattr(lm, "context_length", 2**20) // 2)
 
 
@@ -765,17 +765,17 @@ def notice(text):
 
 
 def refine_by_agreement(
-    lm, questions, weak_answers, n_icl=None, draws=4, keep=0.6, own_answers=False, seed=0,
+    lm, questions, weak_answers, n_icl=None, draws=3, keep=0.5, own_answers=False, seed=0,
     max_new_tokens=None,
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
     n_icl: examples per query; None means 8, or half of the good pairs if those are fewer than 16.
         They are drawn from the 1.5 n_icl good pairs on which weak and plain answer agree most.
-    draws: how often, at most, a question is asked, each time after other examples, until its
-        answer is good.
-    keep: the share of the questions to keep, in (0, 1]: those whose good answers agree most with
-        the plain ones.
+    draws: answers per question, each after other examples; of the good ones the one that agrees
+        most with the plain answer is taken.
+    keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
+        plain ones.
     own_answers: put the model's plain answer before each question, in the examples too. This
         helps when an answer holds several facts.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
@@ -795,26 +795,38 @@ def refine_by_agreement(
     asked = questions
     if own_answers:
         asked = [with_own_answer(q, answer) for q, answer in zip(questions, plain)]
-    pairs = []
     agreed = agreement(questions, plain, weak_answers)
+    # Per word, as long weak answers agree in more words, but a small model loops after them.
+    agreed = [a / len(words(weak)) if a else 0.0 for a, weak in zip(agreed, weak_answers)]
+    pairs = []
     for i in sorted(order, key=agreed.__getitem__, reverse=True):
         short = length_of(lm, weak_answers[i]) <= usual
         if short and is_good(questions[i], weak_answers[i], concept):
             pairs.append((asked[i], weak_answers[i]))
     pairs, n_icl = enough_examples(lm, pairs, n_icl)
-    drawn, labels = [], [None] * len(questions)
+    conversations = []
     for _ in range(draws):
-        missing = [i for i, answer in enumerate(labels) if answer is None]
-        if not missing:
-            break
-        conversations = share_examples([asked[i] for i in missing], pairs, n_icl, rng)
-        for i, answer in zip(missing, lm.generate(conversations, max_new_tokens)):
-            drawn.append((i, answer))
-            if is_good(questions[i], answer, concept):
-                labels[i] = answer
+        conversations += share_examples(asked, pairs, n_icl, rng)
+    drawn = lm.generate(conversations, max_new_tokens)
+    labels = best_of(questions, plain, drawn, concept)
     labels = keep_agreed(questions, plain, labels, keep)
     report(questions, weak_answers, plain, drawn, labels, concept)
     return labels
+
+
+def best_of(questions, plain, drawn, concept):
+    """For each question the good answer that agrees most with the plain one; None if none is good.
+
+    drawn: answers to all questions, then again to all questions, as often as they were drawn.
+    """
+    draws = len(drawn) // len(questions)
+    scores = agreement(questions * draws, plain * draws, drawn)
+    best, label = [-1.0] * len(questions), [None] * len(questions)
+    for place, answer in enumerate(drawn):
+        i = place % len(questions)
+        if scores[place] > best[i] and is_good(questions[i], answer, concept):
+            best[i], label[i] = scores[place], answer
+    return label
 
 
 def enough_examples(lm, pairs, n_icl):
@@ -848,10 +860,11 @@ class Concept:
     """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
     weight {word: log of its share of weak answers over its share of plain answers}, of the words
-    and punctuation that stand in at least 4 answers; half an answer is added to each count. An
-    answer has the concept if the mean weight of its words, without the question's, is nearer to
-    the weak answers' mean than to the plain answers'. Where that tells less than half of the weak
-    answers from the plain ones, there is no concept to be seen, and `has` is always true.
+    and punctuation that stand in at least 4 answers, and a fifth as many as there are questions:
+    rare words are content, not concept. Half an answer is added to each count. An answer has the
+    concept if the mean weight of its words, without the question's, is nearer to the weak
+    answers' mean than to the plain answers'. Where that tells less than half of the weak answers
+    from the plain ones, there is no concept to be seen, and `has` is always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -861,7 +874,7 @@ class Concept:
             plain.update(self.words(question, plain_answer))
         self.weight = {}
         for word in weak | plain:
-            if weak[word] + plain[word] >= 4:
+            if weak[word] + plain[word] >= max(4, len(questions) / 5):
                 self.weight[word] = math.log((weak[word] + 0.5) / (plain[word] + 0.5))
         weak_scores = np.array(list(map(self.score, questions, weak_answers)))
         plain_scores = np.array(list(map(self.score, questions, plain_answers)))
@@ -888,11 +901,11 @@ class Concept:
 def report(questions, weak_answers, plain, drawn, labels, concept):
     """Say what became of the weak answers; W2SError if no label is left.
 
-    drawn: (number of the question, answer) of all answers after examples.
+    drawn: all answers after examples, as in `best_of`.
     """
     kept = [(i, label) for i, label in enumerate(labels) if label is not None]
     everything = {"weak": enumerate(weak_answers), "plain": enumerate(plain)}
-    everything |= {"drawn": drawn, "kept": kept}
+    everything |= {"drawn": ((i % len(questions), a) for i, a in enumerate(drawn)), "kept": kept}
     agrees = {}
     notice("answers            whole  no repetition  concept  agrees with plain")
     for name, rows in everything.items():
@@ -912,9 +925,9 @@ def report(questions, weak_answers, plain, drawn, labels, concept):
         notice("warning: by their words, weak and plain answers are alike: there is no concept")
     if agrees["weak"] == 0:
         notice("warning: the model agrees with no weak answer: the examples are random")
-    good = {i for i, answer in drawn if is_good(questions[i], answer, concept)}
-    if len(good) < 0.4 * len(questions):
-        notice(f"warning: only {len(good)} of {len(questions)} questions have a good answer")
+    good = len(questions) - best_of(questions, plain, drawn, concept).count(None)
+    if good < 0.4 * len(questions):
+        notice(f"warning: only {good} of {len(questions)} questions have a good answer")
     if not kept:
         raise W2SError(
             "no answer is whole, has the concept and does not repeat itself: allow longer answers "
@@ -929,24 +942,20 @@ def fraction(flags):
 
 
 def agreement(questions, plain_answers, answers):
-    """How much of each answer the plain answer says too, in [0, 1], a list of n.
+    """How much of each answer the plain answer says too, a list of n weights >= 0.
 
     Words of the question do not count, and a word weighs log(n / df), df being the number of
     questions of which either answer has it: words that all answers share, such as the phrases of
     a persona, weigh nothing.
     """
-    said, df = [], Counter()
+    agreed, df = [], Counter()
     for question, plain, answer in zip(questions, plain_answers, answers):
-        asked, plain, own = words(question_text(question)), words(plain), words(answer)
-        said.append((own & plain - asked, own - asked))
-        df.update(own | plain)
-    weight = {word: math.log(len(said) / count) for word, count in df.items()}
-    shares = []
-    for both, own in said:
-        # fsum is exact, so that a share does not depend on the order of a set.
-        agreed = math.fsum(weight[word] for word in both)
-        shares.append(agreed / math.fsum(weight[word] for word in own) if agreed else 0.0)
-    return shares
+        one, two = words(plain), words(answer)
+        agreed.append((one & two) - words(question_text(question)))
+        df.update(one | two)
+    n = len(agreed)
+    # fsum is exact, so that a weight does not depend on the order of a set.
+    return [math.fsum(math.log(n / df[word]) for word in both) for both in agreed]
 
 
 # Scripts without spaces between words, from Thai to Chinese and Japanese.
@@ -989,7 +998,7 @@ def with_own_answer(question, answer):
     return [*before, {"role": "user", "content": f"{answer}\n{user['content']}"}]
 
 
-def keep_agreed(questions, plain_answers, answers, keep=0.6):
+def keep_agreed(questions, plain_answers, answers, keep=0.5):
     """The share `keep` of the answers that agrees most with the plain ones; None for the others.
 
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
@@ -2275,10 +2284,10 @@ def parse_arguments(argv):
         "iar (infer the concept and respond) or improve (the weak answer)"))
     p.add_argument("--n-icl", type=whole_number, help=(
         "weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)"))
-    p.add_argument("--keep", type=rate, help="agreement: share of the answers to keep (0.6)")
+    p.add_argument("--keep", type=rate, help="agreement: share of the answers to keep (0.5)")
     p.add_argument("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
     p.add_argument("--max-new-tokens", type=positive, help=(
-        "longest answer (default: what nine of ten weak answers have, and a quarter more)"))
+        "longest answer (default: what three of four weak answers have, and a quarter more)"))
 
     p = command("finetune", "a model that answers so without examples", "GGUF file to write")
     p.add_argument("--data", default="-", help="JSONL of answers to learn")
