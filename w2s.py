@@ -46,6 +46,7 @@ import re
 import shutil
 import struct
 import sys
+import time
 import unicodedata
 from collections import Counter
 from contextlib import contextmanager
@@ -860,7 +861,7 @@ class Concept:
     """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
     weight {word: log of its share of weak answers over its share of plain answers}, of the words
-    and punctuation that stand in at least 4 answers, and a fifth as many as there are questions:
+    and punctuation that occur in at least 4 answers, and a fifth as many as there are questions:
     rare words are content, not concept. Half an answer is added to each count. An answer has the
     concept if the mean weight of its words, without the question's, is nearer to the weak
     answers' mean than to the plain answers'. Where that tells less than half of the weak answers
@@ -2323,6 +2324,7 @@ def run_refine(args):
     lm, rows = load_model_and_data(args)
     questions, answers, originals = zip(*[row for row in rows if row[1] is not None])
     options["max_new_tokens"] = args.max_new_tokens
+    begin = time.perf_counter()
     out = Path(args.out)
     resumable = args.out != "-" and (out.is_file() or not out.exists())  # no device or pipe
     if not resumable:
@@ -2338,7 +2340,8 @@ def run_refine(args):
     write_lines(args.out, [chat_line(*row) for row in kept])
     if resumable:
         side_file.unlink(missing_ok=True)  # another process may have done it
-    notice(f"{len(kept)} of {len(refined)} lines written, {len(refined) - len(kept)} not kept")
+    lost, seconds = len(refined) - len(kept), time.perf_counter() - begin
+    notice(f"{len(kept)} of {len(refined)} lines written, {lost} not kept; {seconds:.0f} s")
 
 
 def run_finetune(args):
