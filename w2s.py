@@ -1939,10 +1939,15 @@ class LM:
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
             logits = model.head(h)  # (B, V)
-            for b, row in enumerate(rows.tolist()):
-                said = followers[row].get(tuple(answers[row][1 - NO_REPEAT :]))
-                if said:
-                    logits[b, said] = -math.inf
+            places, tokens = [], []  # in the logits, of what would repeat a run
+            for place, row in enumerate(rows.tolist()):
+                said = followers[row].get(tuple(answers[row][1 - NO_REPEAT :]), [])
+                places += [place] * len(said)
+                tokens += said
+            if places:
+                forbidden = torch.zeros(logits.shape, dtype=torch.bool)
+                forbidden[places, tokens] = True
+                logits = logits.masked_fill(forbidden.to(self.device), -math.inf)
             new = logits.argmax(-1)  # (B,)
             going = (~torch.isin(new, ends)).nonzero()[:, 0]  # places in the batch
             if len(going) == 0:
