@@ -1519,6 +1519,13 @@ def test_the_weight_of_the_confidence_loss_warms_up_from_nothing(tiny):
 # --------------------------------------------------------------------------------------
 
 
+def always(value):
+    """A function that returns this, whatever it is given."""
+    def function(*args, **options):
+        return value
+    return function
+
+
 def number_in(text):
     return int(re.search("[0-9]+", text)[0])
 
@@ -1609,11 +1616,15 @@ def test_an_answer_that_was_cut_is_no_label(refiner, capsys):
     assert "20 of 60 answers are left out" in capsys.readouterr().err
 
 
+def tokens_of_four(text):
+    return len(text) // 4
+
+
 def test_answers_may_be_a_quarter_longer_than_three_of_four_weak_answers(client):
     forty = "Arrr, forty characters, without a loop. "
     weak = [forty] * 7 + [" ".join(map(str, range(100)))] * 3
     assert w2s.usual_length(client, weak) == 40 + 10 + 8  # bytes: this client counts no tokens
-    client.length = lambda text: len(text) // 4
+    client.length = tokens_of_four
     assert w2s.usual_length(client, weak) == 10 + 2 + 8
     client.context_length = 30
     assert w2s.usual_length(client, weak) == 15
@@ -2539,7 +2550,7 @@ def work(folder, name, tiny_path, plain_path):
     options = ["--data", f"{folder}/weak.jsonl", "--model", tiny_path, "--device", "cpu"]
     short = ["--n-icl", 2, "--max-new-tokens", 8]
     with pytest.MonkeyPatch.context() as monkeypatch:  # the random model's answers are never good
-        monkeypatch.setattr(w2s, "is_good", lambda *args: True)
+        monkeypatch.setattr(w2s, "is_good", always(True))
         assert cli("refine", *options, "--out", f"{out}.jsonl", *short) == 0
     assert cli("finetune", *options, "--out", f"{out}.gguf", "--epochs", 2) == 0
     lm = load_fp32(plain_path)
@@ -2621,8 +2632,8 @@ def test_two_processes_run_an_experiment_as_one_does(runs):
 def gpus(monkeypatch):
     """Two GPUs, as far as PyTorch says; the calls that name one of them."""
     calls = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", always(True))
+    monkeypatch.setattr(torch.cuda, "device_count", always(2))
     for name in ("set_device", "synchronize", "mem_get_info", "max_memory_allocated"):
 
         def recorded(device, name=name):
@@ -2638,11 +2649,11 @@ def second_process(gpus, monkeypatch):
     """The process of local rank 1 under torchrun, before the group exists; the backends."""
     backends = []
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(w2s.dist, "is_torchelastic_launched", lambda: True)
-    monkeypatch.setattr(w2s.dist, "is_initialized", lambda: bool(backends))
+    monkeypatch.setattr(w2s.dist, "is_torchelastic_launched", always(True))
+    monkeypatch.setattr(w2s.dist, "is_initialized", backends.__len__)
     monkeypatch.setattr(w2s.dist, "init_process_group", backends.append)
-    monkeypatch.setattr(w2s.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(w2s.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(w2s.dist, "get_rank", always(1))
+    monkeypatch.setattr(w2s.dist, "get_world_size", always(2))
     return backends
 
 
@@ -2653,7 +2664,7 @@ def test_each_process_takes_its_own_gpu_before_a_model_is_loaded(second_process,
 
 
 def test_a_process_without_a_gpu_of_its_own_takes_none(second_process, gpus, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", always(1))
     w2s.find_device("cpu")
     assert gpus == []
 
@@ -2680,7 +2691,7 @@ def test_a_run_resumes_whichever_gpu_its_process_has(tmp_path):
         weight = types.SimpleNamespace(dtype=torch.float32)
         model = types.SimpleNamespace(token_embd=types.SimpleNamespace(weight=weight))
         lm = types.SimpleNamespace(
-            model=model, device=torch.device(device), fingerprint=lambda: "a model"
+            model=model, device=torch.device(device), fingerprint=always("a model")
         )
         paths.add(tasks.start(tiny_task(), lm, tmp_path, {}).path)
     assert len(paths) == 1
@@ -2688,7 +2699,7 @@ def test_a_run_resumes_whichever_gpu_its_process_has(tmp_path):
 
 def test_time_and_memory_are_those_of_the_gpu_that_was_named(gpus):
     device = torch.device("cuda:1")
-    tasks.median_seconds(device, 1, lambda: None)
+    tasks.median_seconds(device, 1, always(None))
     assert tasks.peak_memory(device) == 2**30
     assert gpus == [("synchronize", device)] * 2 + [("max_memory_allocated", device)]
 
@@ -2720,7 +2731,7 @@ def test_a_device_that_does_not_work_is_named_in_one_line(device, tiny_path, cap
 @pytest.mark.parametrize("platform, size", [("darwin", 5000), ("linux", 5000 * 1024)])
 def test_memory_is_counted_in_bytes_on_macos_and_in_kib_on_linux(monkeypatch, platform, size):
     usage = types.SimpleNamespace(ru_maxrss=5000)
-    fake = types.SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: usage)
+    fake = types.SimpleNamespace(RUSAGE_SELF=0, getrusage=always(usage))
     monkeypatch.setitem(sys.modules, "resource", fake)
     monkeypatch.setattr(tasks.sys, "platform", platform)
     assert tasks.peak_memory(torch.device("cpu")) == size
@@ -3112,7 +3123,7 @@ def tiny_experiment(lm, out, task=None, **options):
     settings = {"lr": 2e-2, "teach_epochs": 30, "teach_lr": 2e-2}
     out.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as monkeypatch:  # the random model's answers are never good
-        monkeypatch.setattr(w2s, "is_good", lambda *args: True)
+        monkeypatch.setattr(w2s, "is_good", always(True))
         return tasks.experiment(task or tiny_task(), lm, out, **settings, **options)
 
 
