@@ -358,6 +358,8 @@ METHODS = {  # key: (title of its row in the tables, function)
     "infer_and_respond": ("infer-and-respond FT", infer_and_respond),
     "ask_to_improve": ("ask-to-improve FT", ask_to_improve),
     "algorithm_1": ("Algorithm 1 FT (the paper's)", algorithm_1),
+    "by_agreement_one": ("refinement by agreement FT (ours), one draw, on all good labels",
+                         partial(by_agreement, name="by_agreement_one", draws=1, keep=1)),
     "by_agreement_all": ("refinement by agreement FT (ours), on all good labels",
                          partial(by_agreement, name="by_agreement_all", keep=1)),
     "by_agreement": ("refinement by agreement FT (ours)", by_agreement),
@@ -430,7 +432,11 @@ class Cell:
         return model
 
     def learn(self, labels, **options):
-        """The test answers of the strong model fine-tuned on labels of the train questions."""
+        """The test answers of the strong model fine-tuned on labels of the train questions; of the
+        model as it is if no label is left."""
+        if not any(labels):
+            w2s.notice(f"{self.task.name}: no label is left to learn: the model stays as it is")
+            return self.ask(self.lm)
         return self.ask(self.finetuned(self.task.train, labels, **options))
 
     def ask(self, lm, items=None):
@@ -1319,6 +1325,8 @@ def parse_arguments(argv):
            help="experiments, separated by commas (default: %(default)s); there is also bias")
     option("--quick", action="store_true", help="persona on less data, and theory")
     option("--full", action="store_true", help="all methods, four supervisors, three seeds: hours")
+    option("--methods", help="rows of the tables besides the supervisor, separated by commas: "
+           + ", ".join(METHODS) + f" (default: {','.join(MAIN)}, with --full all)")
     option("--persona", default="pirate", help="pirate (default) or cowboy")
     option("--data", help="a file of GSM8K problems (JSONL) for the math task")
     option("--seed", type=w2s.whole_number, default=0, help="the first seed (default: 0)")
@@ -1339,6 +1347,11 @@ def main(argv=None):
         return
     if args.command != "run":
         raise W2SError(f"unknown command {args.command!r}: use bench or none; --task names tasks")
+    methods, ladder = (list(METHODS), list(SUPERVISORS)) if args.full else (MAIN, [])
+    if args.methods:
+        methods = args.methods.split(",")
+        for name in set(methods) - METHODS.keys():
+            raise W2SError(f"--methods: there is no {name!r}, only {', '.join(METHODS)}")
     tasks = chosen_tasks(args)
     args.out.mkdir(parents=True, exist_ok=True)
     if not os.access(args.out, os.W_OK):
@@ -1348,7 +1361,6 @@ def main(argv=None):
     if n_seeds is None:
         n_seeds = 3 if args.full else 1
     seeds = range(args.seed, args.seed + n_seeds)
-    methods, ladder = (list(METHODS), list(SUPERVISORS)) if args.full else (MAIN, [])
     results = []
     for task in tasks.values():
         if task is None:

@@ -3210,6 +3210,12 @@ def test_a_damaged_file_of_a_run_is_named(tiny, killed, text):
         tiny_experiment(tiny, killed.parent)
 
 
+def test_without_a_label_the_model_stays_as_it_is(tiny, tmp_path, capsys):
+    cell = tasks.Cell(tiny_task(), tiny, tmp_path / "cell", {}, {}, {})
+    assert cell.learn([None] * 8) == cell.ask(tiny)
+    assert "no label is left to learn: the model stays as it is" in capsys.readouterr().err
+
+
 def test_an_experiment_needs_a_seed(tiny, tmp_path):
     with pytest.raises(w2s.W2SError, match="--seeds must be at least 1"):
         tiny_experiment(tiny, tmp_path, seeds=range(0))
@@ -3323,6 +3329,7 @@ def test_ctrl_c_says_how_to_resume(tiny_path, tmp_path, monkeypatch, capsys):
     (["bensch"], "unknown command 'bensch'"),
     (["--task", "poetry"], "unknown task 'poetry'"),
     (["--persona", "elf"], "unknown persona 'elf'"),
+    (["--methods", "naive,magic"], "there is no 'magic', only weak, unaltered, "),
     (["--task", "persona", "--data", "gsm8k.jsonl"], "--data is for the math task"),
     (["--task", "math", "--data", "none.jsonl"], "none.jsonl"),
     (["--task", "math", "--n-icl", 100], "--n-icl must be less than 100 for math"),

@@ -1800,11 +1800,6 @@ def read_config(file, arch, vocab, path):
     return c
 
 
-# A small model repeats itself until it is cut; so no answer, whatever the method, may have a run
-# of so many tokens twice.
-NO_REPEAT = 8
-
-
 class LM:
     """A language model that talks: `model` (ids to logits) and `tokenizer` (text to ids)."""
 
@@ -1935,19 +1930,9 @@ class LM:
         ends = torch.tensor(self.tokenizer.end_tokens, device=self.device)
         rows = torch.arange(len(prompts), device=self.device)  # those that have not ended
         answers = [[] for _ in prompts]
-        followers = [{} for _ in prompts]  # {tokens: those that came after them in the answer}
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            logits = model.head(h)  # (B, V)
-            places, tokens = [], []  # in the logits, of what would repeat a run
-            for place, row in enumerate(rows.tolist()):
-                said = followers[row].get(tuple(answers[row][1 - NO_REPEAT :]), [])
-                places += [place] * len(said)
-                tokens += said
-            if places:
-                forbidden = torch.zeros(logits.shape, dtype=torch.bool)
-                forbidden[places, tokens] = True
-                logits = logits.masked_fill(forbidden.to(self.device), -math.inf)
+            logits = without_repeats(model.head(h), [answers[row] for row in rows.tolist()])
             new = logits.argmax(-1)  # (B,)
             going = (~torch.isin(new, ends)).nonzero()[:, 0]  # places in the batch
             if len(going) == 0:
@@ -1957,8 +1942,6 @@ class LM:
                     layer.kv = layer.kv[:, going]
             rows, new, valid = rows[going], new[going], valid[going]
             for row, token in zip(rows.tolist(), new.tolist()):
-                run = tuple(answers[row][1 - NO_REPEAT :])
-                followers[row].setdefault(run, []).append(token)
                 answers[row].append(token)
             ids, valid = new[:, None], F.pad(valid, (0, 1), value=True)
         return answers
@@ -2012,6 +1995,23 @@ class LM:
             loss, row = self.answer_loss([rows[i] for i in part])
             out.index_add_(0, torch.tensor(part)[row.cpu()], -loss.cpu())
         return out
+
+
+# A small model repeats itself until it is cut; so no answer, whatever the method, may have a run
+# of so many tokens twice.
+NO_REPEAT = 8
+
+
+def without_repeats(logits, answers):
+    """logits (B, V) with -inf for the tokens that would repeat a run of NO_REPEAT tokens, answers
+    being the ids so far, a list per row."""
+    forbidden = torch.zeros(logits.shape, dtype=torch.bool)
+    for row, answer in enumerate(answers):
+        run = answer[1 - NO_REPEAT :]
+        for end in range(NO_REPEAT - 1, len(answer)):
+            if answer[end + 1 - NO_REPEAT : end] == run:
+                forbidden[row, answer[end]] = True
+    return logits.masked_fill(forbidden.to(logits.device), -math.inf)
 
 
 def one_context_batches(prompts, batch, max_tokens=8192):
