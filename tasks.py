@@ -47,8 +47,8 @@ from w2s import W2SError
 
 
 class Item(NamedTuple):
-    """A question; key: what a right answer has (see Data); gold: a right answer in the style;
-    new: a kind of question that stands in `test` alone."""
+    """A question; key: the terms of a right answer (format: section 9); gold: a right answer in the
+    style, None outside `teach`; new: whether no other split has this kind of question."""
     question: str
     key: str
     gold: str | None = None
@@ -239,7 +239,7 @@ def records(text):
 def weak(cell):
     """The weak supervisor: the strong model without some layers, fine-tuned on gold answers."""
     n = cell.lm.model.config.layers
-    missing = [i * n // 30 for i in SUPERVISORS[cell.supervisor]]
+    missing = [i * n // 30 for i in SUPERVISORS[cell.supervisor]]  # of 30, see there
     layers = [i for i in range(n) if i not in missing]
     epochs, lr = cell.settings["teach_epochs"], cell.settings["teach_lr"]
     supervisor = cell.finetuned(cell.task.teach, gold_answers(cell), layers, epochs=epochs, lr=lr)
@@ -376,7 +376,7 @@ SUPERVISORS = {
     "5 layers fewer": [9, 12, 15, 18, 21],
     "4 layers fewer": [10, 14, 18, 22],
 }
-MIDDLE = "6 layers fewer"
+DEFAULT = "6 layers fewer"  # the only one of a run without --full
 
 # -------------------------------------------------------------------------------------------------
 # 3. The experiment
@@ -397,7 +397,7 @@ class Cell:
     settings: dict
     answers: dict
     seconds: dict
-    supervisor: str = MIDDLE
+    supervisor: str = DEFAULT
     seed: int = 0
 
     @property
@@ -456,9 +456,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
         raise W2SError("there is no seed to run: --seeds must be at least 1")
     run = start(task, lm, out, settings)
     for seed in seeds:
-        for supervisor in dict.fromkeys([MIDDLE, *ladder]):
+        for supervisor in dict.fromkeys([DEFAULT, *ladder]):
             cell = replace(run, supervisor=supervisor, seed=seed)
-            rows = methods if supervisor == MIDDLE else [m for m in MAIN if m in methods]
+            rows = methods if supervisor == DEFAULT else [m for m in MAIN if m in methods]
             for method in ["weak", *rows]:
                 _, function = METHODS[method]
                 cell.once(method, function, cell)
@@ -561,7 +561,7 @@ def paired_p(a, b, draws=50_000):
 
 
 def summary(run):
-    """The content of the JSON file: all answers, and for each supervisor the rows of its table."""
+    """What out/<task>.json holds: all answers, and for each supervisor the rows of its table."""
     scores, odds, marks = {}, [], {}
     for key, answers in run.answers.items():
         supervisor, _, method = key.split("/")
@@ -798,7 +798,7 @@ def labels_against_examples(source, replications, generator):
         weak = w2s.weak_supervisor(source, 0, c, source.sigma, {1: share})
         target = inside * source.betas[0]
         target[-1] = (1 - inside**2) ** 0.5
-        draws = replications if k < 5 else replications // 5  # fewer for what is open
+        draws = replications // 5 if name.startswith("open") else replications
         risks = w2s.refined_risk(model, target, weak, EXAMPLES, draws, generator)
         bound, rho = w2s.refinement_bound(model, 0, weak, EXAMPLES)
         floor = w2s.naive_floor(source, weak, target)
@@ -809,7 +809,8 @@ def labels_against_examples(source, replications, generator):
         series.append(Series(f"its bound, exponent {rho:.4f}", EXAMPLES, bound.tolist(),
                              dashed=True, points=False, color=color))
     title = "refined labels, biased supervisors"
-    return table, log_panel(title, "examples in the context, n_icl", series[:7], EXAMPLES[1:])
+    shown = series[:7]  # three cases with their bounds, and the fourth, whose bound says nothing
+    return table, log_panel(title, "examples in the context, n_icl", shown, EXAMPLES[1:])
 
 
 def two_terms(source, replications, generator):
@@ -904,7 +905,7 @@ def summary_table(results):
     """(head, rows): content of the main methods with the middle supervisor, recovery, retention."""
     rows = []
     for result in results:
-        methods = result["supervisors"][MIDDLE]
+        methods = result["supervisors"][DEFAULT]
         seeds = len({key.split("/")[1] for key in result["answers"]})
         row = [f"{result['task']} (questions: {len(result['test'])}, seeds: {seeds})"]
         row += [as_text(methods[m]["content"]) if m in methods else "" for m in ["weak", *MAIN]]
@@ -1061,7 +1062,7 @@ SCORE = (-0.03, 1.03)  # the range of a score, with a margin
 
 def figures(result):
     """The panels of a task: its methods, the ladder of supervisors, learning in context."""
-    methods = result["supervisors"][MIDDLE]
+    methods = result["supervisors"][DEFAULT]
     panels = [methods_panel(methods)]
     if len(result["supervisors"]) > 1:
         panels += [ladder_panel(result, "content"), ladder_panel(result, "style")]
@@ -1074,7 +1075,7 @@ def figures(result):
 
 def summary_panel(result):
     """Content of the main methods, one below the other; the unaltered model is a line."""
-    methods = result["supervisors"][MIDDLE]
+    methods = result["supervisors"][DEFAULT]
     shown = [m for m in ["weak", *MAIN] if m in methods]
     series = []
     for k, m in enumerate(shown):
@@ -1373,7 +1374,7 @@ def main(argv=None):
             print("to resume, run the same command", file=sys.stderr)
             raise
         results.append(result)
-        print(f"\n{markdown_table(*methods_table(result['supervisors'][MIDDLE]))}\n", flush=True)
+        print(f"\n{markdown_table(*methods_table(result['supervisors'][DEFAULT]))}\n", flush=True)
     report(args.out, results)
 
 

@@ -1102,7 +1102,7 @@ def test_a_user_defined_token_is_one_token_in_a_user_s_text(tool_tokenizer):
 
 def test_a_user_defined_token_is_printed_and_a_control_token_is_not(tool_tokenizer):
     ids = [49152, *tool_tokenizer.encode("b"), 49153, *tool_tokenizer.encode("c")]
-    assert tool_tokenizer.answer(ids) == "<tool_call>bc"
+    assert tool_tokenizer.answer_text(ids) == "<tool_call>bc"
 
 
 def test_only_end_tokens_end_an_answer(tool_tokenizer):
@@ -1118,7 +1118,7 @@ def test_an_answer_to_learn_ends_as_the_template_ends_a_turn():
 def test_an_answer_loses_a_last_character_that_is_cut(tokenizer):
     ids = tokenizer.encode("Yes 🏴")
     assert "\ufffd" in tokenizer.decode(ids[:-1])
-    assert tokenizer.answer(ids[:-1]) == "Yes " and tokenizer.answer(ids) == "Yes 🏴"
+    assert tokenizer.answer_text(ids[:-1]) == "Yes " and tokenizer.answer_text(ids) == "Yes 🏴"
 
 
 @pytest.fixture
@@ -1139,7 +1139,7 @@ def test_a_model_without_chat_markup_gets_the_paper_s_form(plain_tokenizer):
         "S\n\nQuestion: a\nAnswer: b\n\nQuestion: <|im_end|>\nAnswer:"
     )
     assert not {*context, *turn} & {0, 1, 2}
-    assert plain_tokenizer.answer(plain_tokenizer.encode(" b\n\nQuestion: c")) == "b"
+    assert plain_tokenizer.answer_text(plain_tokenizer.encode(" b\n\nQuestion: c")) == "b"
 
 
 def test_the_paper_s_form_is_the_same_in_training_and_in_examples(plain_tokenizer):
@@ -2080,7 +2080,7 @@ def greedy_by_hand(lm, conversation, n):
         if token in lm.tokenizer.end_tokens:
             break
         new.append(token)
-    return lm.tokenizer.answer(new, len(new) == n)
+    return lm.tokenizer.answer_text(new, len(new) == n)
 
 
 def test_cached_batched_generation_equals_plain_decoding(tiny):
@@ -2562,7 +2562,7 @@ def work(folder, name, tiny_path, plain_path):
     rank, _ = w2s.rank_and_world_size()
     torch.save((losses, lm.model.state_dict()), f"{out}.{rank}")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(tasks, "SUPERVISORS", {tasks.MIDDLE: [10]})
+        monkeypatch.setattr(tasks, "SUPERVISORS", {tasks.DEFAULT: [10]})
         tiny_experiment(load_fp32(tiny_path), Path(f"{out}.results"))
 
 
@@ -3168,7 +3168,7 @@ def test_an_experiment_writes_its_results_and_answers(tiny, tmp_path):
 
 
 def test_even_the_tiny_model_learns_the_style(tiny, tmp_path):
-    rows = tiny_experiment(tiny, tmp_path)["supervisors"][tasks.MIDDLE]
+    rows = tiny_experiment(tiny, tmp_path)["supervisors"][tasks.DEFAULT]
     assert rows["gold"]["style"][0] == 1.0
 
 
@@ -3232,7 +3232,7 @@ def full(tiny_path, tiny_ladder, tmp_path_factory):
 
 def test_the_middle_supervisor_serves_every_method(full):
     _, result = full
-    assert set(tasks.METHODS) <= set(result["supervisors"][tasks.MIDDLE])
+    assert set(tasks.METHODS) <= set(result["supervisors"][tasks.DEFAULT])
 
 
 def test_another_supervisor_serves_the_methods_of_the_ladder(full):
@@ -3253,7 +3253,7 @@ def page(full):
 
 def test_the_page_has_every_method_and_supervisor(page):
     titles = [title for title, _ in tasks.METHODS.values()]
-    for name in [*titles, tasks.MIDDLE, "4 layers fewer", "head &lt;1&gt;", "a &amp; b"]:
+    for name in [*titles, tasks.DEFAULT, "4 layers fewer", "head &lt;1&gt;", "a &amp; b"]:
         assert name in page
 
 
@@ -3273,8 +3273,8 @@ def test_the_page_holds_every_test_answer_with_its_scores(page, full):
     asked = [item["question"] for item in result["test"]]
     assert [question for question, _ in shown["questions"]] == asked
     assert len(shown["cells"]) == 4  # two supervisors, two seeds
-    naive = shown["cells"][f"{tasks.MIDDLE}, seed 1"]["naive FT (on weak labels)"]
-    assert [answer for answer, _, _ in naive] == result["answers"][f"{tasks.MIDDLE}/1/naive"]
+    naive = shown["cells"][f"{tasks.DEFAULT}, seed 1"]["naive FT (on weak labels)"]
+    assert [answer for answer, _, _ in naive] == result["answers"][f"{tasks.DEFAULT}/1/naive"]
     assert [style for _, _, style in naive] == [has_mark(answer) for answer, _, _ in naive]
 
 
@@ -3287,15 +3287,15 @@ def test_the_summary_is_printed_with_recovery(full, tmp_path, capsys):
 def test_half_of_the_labels_are_kept(full):
     _, result = full
     for method in ("naive_kept", "by_agreement"):
-        labels = result["answers"][f"{tasks.MIDDLE}/0/{method}_labels"]
+        labels = result["answers"][f"{tasks.DEFAULT}/0/{method}_labels"]
         assert sum(label is not None for label in labels) == 4
-        assert result["supervisors"][tasks.MIDDLE][f"{method}_labels"]["kept"] == 0.5
+        assert result["supervisors"][tasks.DEFAULT][f"{method}_labels"]["kept"] == 0.5
 
 
 def test_the_labels_that_are_kept_are_some_of_all(full):
     _, result = full
-    kept = result["answers"][f"{tasks.MIDDLE}/0/by_agreement_labels"]
-    labels = result["answers"][f"{tasks.MIDDLE}/0/by_agreement_all_labels"]
+    kept = result["answers"][f"{tasks.DEFAULT}/0/by_agreement_labels"]
+    labels = result["answers"][f"{tasks.DEFAULT}/0/by_agreement_all_labels"]
     assert None not in labels and all(a in (None, b) for a, b in zip(kept, labels))
 
 

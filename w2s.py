@@ -25,8 +25,9 @@ Symbols, the paper's (final text) and the code's:
     -                 posterior                    the concepts' shares after n_icl examples
 
 A prime is a transpose, except in the paper's beta_Q'; y_w is a weak label.
-In comments: B rows, T new tokens, S cached and new tokens, C tokens of a context, D width,
-V vocabulary; R replications, n data, K concepts, d dimensions.
+Shapes in comments: of section 1, R replications, n pairs, K concepts, d dimensions of x; of
+section 4, B rows of a batch, T new tokens, S cached and new tokens, C tokens of a shared context,
+D width of the residual stream, V vocabulary, N answer tokens of a batch.
 """
 from __future__ import annotations
 
@@ -70,12 +71,11 @@ class W2SError(Exception):
 # -------------------------------------------------------------------------------------------
 # 1. The statistical model (sections 2 to 4 of the paper)
 #
-# Numbers of propositions are the final text's (ICLR 2025), "as we read it": where its constants are
-# not at hand the bounds are our own, and each docstring says so.
+# Propositions are numbered as in the ICLR text. We know it in part from its reviews: where its
+# constants were not at hand the bounds are our own, and each docstring says so.
 #
-# All tensors are float64: R replications, n data, K concepts, d dimensions. As
-# x ~ Unif[-1, 1]^d, E[x x'] = I/3, and the excess risk of an estimate b, E[((b - beta*)' x)^2],
-# is |b - beta*|^2 / 3.
+# All tensors are float64. Inputs are x ~ Unif[-1, 1]^d, so E[x x'] = I/3, and the excess risk of an
+# estimate b is E[((b - beta*)' x)^2] = |b - beta*|^2 / 3: hence every 3 below.
 # -------------------------------------------------------------------------------------------
 
 
@@ -85,7 +85,8 @@ class Source:
 
     betas (K, d), orthonormal rows; prior (K,), positive, sums to one; sigma > 0. temper is the
     power tau to which the model takes the likelihood of its examples: 1 is Bayes' rule, as in
-    Assumption 4.1; below 1 it trusts them less, above 1 more. ValueError for anything else.
+    Assumption 4.1; below 1 the model trusts its examples less than Bayes, above 1 more.
+    ValueError if one of these does not hold.
     """
     betas: torch.Tensor
     prior: torch.Tensor
@@ -202,12 +203,15 @@ def naive_limit(beta_w, beta_P, eta):
 
 
 def naive_best_eta(source, supervisor, target, n=math.inf):
-    """The eta that attains naive_floor: in the limit of many labels, and for the noisy supervisor
-    the best one for n labels, sigma_w^2 d / n |beta* - beta_P|^2."""
+    """The eta (a float) whose m = 1 / (1 + 3 eta) is the minimiser in naive_floor.
+
+    For the noisy supervisor it is (sigma_w^2 d / n) / |beta* - beta_P|^2.
+    """
     to_weak = supervisor.beta - source.mean()
     to_target = target - source.mean()
     noise = 3 * supervisor.sigma**2 * len(target) / n
-    squares = to_weak @ to_weak + noise + 1e-300  # 0 + 1e-300 if the supervisor is the source
+    squares = to_weak @ to_weak + noise + 1e-300  # not 0 / 0 if the supervisor is the source
+    # Where the derivative by m is 0; not quite 0, so that eta stays finite.
     m = (to_weak @ to_target / squares).clamp(1e-12, 1)
     return float((1 - m) / (3 * m))
 
@@ -224,7 +228,7 @@ def naive_floor(source, supervisor, target, n=math.inf):
     which gives the second. The same holds for early stopping, and for every rule that keeps a
     share f(s) in [0, 1] of each eigendirection, eta and f not depending on the labels.
     The first term is the paper's bound as we read it; the second, which is all there is for
-    the noisy supervisor, is our own. It is a statement on expectations: single runs lie below.
+    the noisy supervisor, is our own. It bounds expectations: single runs may lie below.
     """
     m = 1 / (1 + 3 * naive_best_eta(source, supervisor, target, n))
     mean = m * supervisor.beta + (1 - m) * source.mean()
@@ -238,9 +242,10 @@ def simplex_projection(v):
     """The point of the simplex {a >= 0, sum a = 1} that is nearest to v (..., K)."""
     high = v.sort(-1, descending=True).values
     count = torch.arange(1, v.shape[-1] + 1)
-    excess = (high.cumsum(-1) - 1) / count  # to be taken off if so many entries stay positive
-    positive = (high > excess).sum(-1, keepdim=True)
-    return (v - excess.gather(-1, positive - 1)).clamp(min=0)
+    # If the `count` largest entries stay positive, this much off each makes their sum 1.
+    excess = (high.cumsum(-1) - 1) / count
+    n_positive = (high > excess).sum(-1, keepdim=True)
+    return (v - excess.gather(-1, n_positive - 1)).clamp(min=0)
 
 
 def simplex_least_squares(gram, linear, max_steps=100_000):
@@ -272,17 +277,21 @@ def hull_fit(source, x, y):
 
 
 def hull_limit(source, beta_w):
-    """What hull_fit tends to, the point of the hull next to beta_w. Without leak its excess risk
-    is (1 - c*)^2 (K - 1) / (3 K): the bias off the hull is gone, the one inside stays."""
+    """What hull_fit tends to as n grows (d,): the point of the hull nearest to beta_w (d,).
+
+    Without leak its excess risk is (1 - c*)^2 (K - 1) / (3 K): the part of the bias that is
+    orthogonal to the hull is gone, the part along it stays.
+    """
     return simplex_projection(source.betas @ beta_w) @ source.betas
 
 
 def statistical_dimension(weights, draws=2**17):
-    """E |projection of g ~ N(0, I) on C|^2, C the hull's tangent cone at weights (K,) @ betas.
+    """E |projection of g ~ N(0, I) on C|^2, where C is the tangent cone of the hull at the point
+    weights (K,) @ betas; Monte Carlo over `draws` g, with a fixed seed.
 
-    The rate of Prop. 3.4, as we read it: where beta_w is that point, n * excess risk / sigma_w^2
-    of hull_fit tends to it; least squares has d, the inside of the hull K - 1, a corner far less.
-    Near the point the hull is its cone, so a short step's projection on the hull is the cone's.
+    It is the rate of Prop. 3.4: if beta_w is that point, n * excess risk / sigma_w^2 of hull_fit
+    tends to it. For least squares it would be d; inside the hull it is K - 1, at a corner less.
+    Close to the point hull and cone coincide, so a short step is projected on the hull instead.
     """
     step = 1e-6
     generator = torch.Generator().manual_seed(0)
@@ -295,8 +304,8 @@ def statistical_dimension(weights, draws=2**17):
 
 
 def refined_label(source, posterior, x, generator):
-    """Refined labels (...) of x (..., d): the source's answers after a context, drawn from
-    sum_k posterior_k N(beta_k' x, sigma^2), posterior (..., K)."""
+    """Refined labels (...) of queries x (..., d), as in Algorithm 1: the source's answers after a
+    context, drawn from sum_k posterior_k N(beta_k' x, sigma^2), posterior (..., K)."""
     flat = posterior.flatten(0, -2)
     concept = torch.multinomial(flat, 1, generator=generator)
     predictions = x @ source.betas.T
@@ -318,13 +327,13 @@ def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
     if not 0 <= n_icl < n:
         raise ValueError(f"n_icl must lie between 0 and the other {n - 1} pairs, not be {n_icl}")
     evidence = source.evidence(x, y)  # (R, n, K)
-    context = source.prior.log().expand_as(evidence).clone()
-    around = torch.cat([evidence, evidence], -2)
+    log_posterior = source.prior.log().expand_as(evidence).clone()  # of each query's context
+    twice = torch.cat([evidence, evidence], -2)  # (R, 2 n, K): i + offset without the modulo
     for offset in 1 + torch.randperm(n - 1, generator=generator)[:n_icl]:
-        context += around[..., offset : offset + n, :]
+        log_posterior += twice[..., offset : offset + n, :]
     if n_contexts is not None:
-        context = context[..., torch.arange(n) % n_contexts, :]
-    labels = refined_label(source, context.softmax(-1), x, generator)
+        log_posterior = log_posterior[..., torch.arange(n) % n_contexts, :]
+    labels = refined_label(source, log_posterior.softmax(-1), x, generator)
     return torch.linalg.lstsq(x, labels[..., None]).solution[..., 0]
 
 
@@ -332,8 +341,8 @@ def refined_risk(source, target, supervisor, n_icl, replications, generator, chu
     """Excess risk of the refined labels' mean, sum_k posterior_k beta_k, (R, len(n_icl)), for a
     target (d,) and a list n_icl of numbers of examples. 0 examples: the source's own mean.
 
-    The risk falls exponentially if c* exceeds every c_k, in the end: a few examples of a poor
-    supervisor make the posterior confident, and often in a wrong concept.
+    If c* exceeds every c_k the risk falls exponentially in the end. It may rise first: a few
+    examples of a poor supervisor make the posterior confident, often in a wrong concept.
     """
     if min(n_icl) < 0:
         raise ValueError(f"n_icl must not be negative: {min(n_icl)}")
@@ -344,7 +353,7 @@ def refined_risk(source, target, supervisor, n_icl, replications, generator, chu
         x = draw_x(rows, max(n_icl), d, generator=generator)
         y = supervisor.label(x, generator)
         evidence = source.evidence(x, y).cumsum(1)  # (rows, n, K)
-        evidence = F.pad(evidence, (0, 0, 1, 0))  # first of no example
+        evidence = F.pad(evidence, (0, 0, 1, 0))  # [:, n] is that of the first n examples
         posterior = (source.prior.log() + evidence[:, n_icl]).softmax(-1)
         risks.append(excess_risk(posterior @ source.betas, target))
     return torch.cat(risks)
@@ -374,10 +383,11 @@ def log_moment(t, drift, spread):
 
 def chernoff(drift, spread, log_odds, n):
     """min over t in [0, 1] of t * log_odds + n * log M_k(t), (K,): the log of a bound on the mean
-    posterior of concept k after n examples, log_odds (K,) being its prior's.
+    posterior of concept k after n examples. log_odds (K,): log(prior_k / prior of the target).
 
-    Because posterior_k <= min(1, r) <= r^t, r the posterior odds of k to the target. It is
-    convex, so bisection of its slope finds the minimum (and any t gives a valid bound).
+    Proof: let r be the posterior odds of k to the target; then posterior_k <= min(1, r) <= r^t,
+    and log E r^t is what is minimised. It is convex in t, so bisection of its slope finds the
+    minimum; after 20 halvings t is off by 1e-6, and any t gives a valid bound.
     """
     low = torch.zeros_like(log_odds)
     high = torch.ones_like(log_odds)
@@ -406,7 +416,7 @@ def refinement_bound(source, concept, supervisor, n_icl):
     log_odds = (source.prior / source.prior[concept]).log()
     others = torch.arange(len(log_odds)) != concept
     wrong = [chernoff(drift, spread, log_odds, n)[others].exp().sum() for n in n_icl]
-    exponents = -chernoff(drift, spread, 0 * log_odds, 1)[others]
+    exponents = -chernoff(drift, spread, 0 * log_odds, 1)[others]  # -min_t log M_k(t): no prior
     rho = min(exponents.clamp(min=0).tolist(), default=math.inf)  # K = 1: no wrong concept
     return 2 / 3 * torch.stack(wrong).clamp(max=1), rho
 
@@ -431,18 +441,19 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
     eigenvalues = torch.linalg.eigvalsh(x.mT @ x)
     T = (1 / eigenvalues).sum() / designs
     bound, _ = refinement_bound(source, concept, supervisor, n_icl)
-    return source.sigma**2 * T / 3, bound * (T + 1.5 * bound)
+    return source.sigma**2 * T / 3, bound * (T + 1.5 * bound)  # bound is 2 w / 3
 
 
 # --------------------------------------------------------------------------------------
 # 2. Weak to strong: the paper's algorithms
 #
-# The refinements only call `generate(conversations, max_new_tokens) -> list of str`, so any client
-# will do. It may end an answer that reached max_new_tokens with CUT, and have what the LM of
-# section 4 has: `length(text)`, in tokens, and `context_length`. `finetune` needs that LM: its
-# answer_rows, answer_loss and model.blk, the transformer layers. A question is a str or a
-# conversation, a list of {"role": "system" | "user" | "assistant", "content": str} that ends with
-# the user's message.
+# A conversation is a list of {"role": "system" | "user" | "assistant", "content": str}. A question
+# is a conversation that ends with the user's message, or a str; an answer is a str.
+#
+# lm is the strong model. The refinements call lm.generate(conversations, max_new_tokens) -> list of
+# str and, where it has them, lm.length(text) -> tokens and lm.context_length: a client of an API
+# will do, too. It may end an answer that reached max_new_tokens with CUT. `finetune` needs the LM
+# of section 4: its answer_rows, answer_loss and model.blk, the transformer layers.
 # --------------------------------------------------------------------------------------
 
 
@@ -451,21 +462,24 @@ def finetune(
 ):
     """Fine-tune lm, in place, to give these answers to these questions; returns the step losses.
 
-    Low-rank adaptation (LoRA, Hu et al. 2021): every linear layer of the blocks gets factors of
-    this rank beside its frozen weights, which are merged into them at the end. The loss is the
-    mean -log p of the answers' tokens and end tokens (nats); prompts carry none. A question
-    whose answer is None is left out.
+    This is naive fine-tuning if the answers are weak labels, and the last step of Algorithm 1 if
+    they are refined ones. Low-rank adaptation (LoRA, Hu et al. 2021): every linear layer of the
+    blocks gets factors of this rank, which are merged into its frozen weights at the end. The loss
+    is the mean -log p of the answers' tokens and end tokens (nats per token); a question's tokens
+    have no loss. A question whose answer is None is left out.
 
     epochs: None means 2, or more if that is needed for 20 steps: a model stopped half-way between
         two styles has poor facts and a poor style.
-    confidence: weight of the auxiliary confidence loss (Burns et al. 2023, on tokens), reached
-        over the first fifth of the steps: cross-entropy to the model's own hardened predictions.
+    confidence: share, in [0, 1], of the auxiliary confidence loss (Burns et al. 2023, here on
+        tokens), cross-entropy to the model's own most likely tokens; it rises from 0 over the first
+        fifth of the steps.
     Raises W2SError for an empty or too long answer, if there is none to learn, and for a loss or
     gradient that is not finite (the weights are then those of the last good step).
     """
     pairs = [(q, a) for q, a in zip(questions, answers, strict=True) if a is not None]
     if not pairs:
         raise W2SError("no answer is left to learn from")
+    # A row is ((context, turn), answer), lists of token ids: see LM.prompts and LM.answer_rows.
     rows = lm.answer_rows([q for q, _ in pairs], [a for _, a in pairs])
     steps_per_epoch = math.ceil(len(rows) / batch)
     if epochs is None:
@@ -479,8 +493,8 @@ def finetune(
     bar = tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2)
     try:
         for part in epochs_of_batches(rows, epochs, batch, random.Random(seed)):
-            weight = confidence * min(1, 5 * len(losses) / steps)
-            loss = batch_loss(lm, [rows[i] for i in part], weight)
+            share = confidence * min(1, 5 * len(losses) / steps)
+            loss = batch_loss(lm, [rows[i] for i in part], share)
             loss.backward()
             losses.append(reduce_gradients(factors, loss))
             norm = nn.utils.clip_grad_norm_(factors, 1.0).item()
@@ -502,14 +516,17 @@ def finetune(
 
 
 class LowRank:
-    """Factors A (rank, in) and B (out, rank), fp32, beside a frozen linear layer: W x + B A x."""
+    """LoRA of one linear layer: W x + B A x, W frozen, A (rank, in) and B (out, rank) in fp32.
+
+    B A is not scaled by alpha / rank: alpha is the rank.
+    """
 
     def __init__(self, layer, rank, generator):
-        out, into = layer.weight.shape
+        n_out, n_in = layer.weight.shape
         device = layer.weight.device
-        a = torch.empty(rank, into).uniform_(-1, 1, generator=generator) / into**0.5
+        a = torch.empty(rank, n_in).uniform_(-1, 1, generator=generator) / n_in**0.5
         self.a = a.to(device).requires_grad_()
-        self.b = torch.zeros(out, rank, device=device, requires_grad=True)  # training starts at W x
+        self.b = torch.zeros(n_out, rank, device=device, requires_grad=True)  # B A x = 0 at first
         self.layer = layer
         self.hook = layer.register_forward_hook(self.add)
 
@@ -529,12 +546,13 @@ class LowRank:
 
 
 def batch_loss(lm, rows, confidence):
-    """This process's share of the mean loss of a batch: its part of the sum over all tokens."""
+    """This process's part of a batch's mean loss per token, a scalar: the parts add up to it."""
     process, processes = rank_and_world_size()
     tokens = sum(len(answer) for _, answer in rows)
     mine = rows[process::processes] or rows[:1]
     loss = lm.answer_loss(mine, confidence)[0].sum() / tokens
-    return loss if process < len(rows) else 0 * loss  # without a row it takes part with zeros
+    # A process without a row needs gradients for all_reduce, too: zeros, from another's row.
+    return loss if process < len(rows) else 0 * loss
 
 
 def reduce_gradients(factors, loss):
@@ -575,8 +593,9 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
 
     For each question, n_icl other weakly labelled pairs are drawn and shown as examples; the
     strong model infers their concept and answers the question itself. The algorithm's last step
-    is `finetune(lm, questions, refined labels)`. The paper does not say how the examples are
-    drawn: here at random, anew for every query, from the pairs that fit in the context.
+    is `finetune(lm, questions, refined labels)`. The paper does not say how the examples are drawn:
+    here at random, anew for every query, from the pairs that fit in the context; in its code they
+    are the other 4 (persona) or 3 (explanation) questions of the query's block.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
     Returns a list of str, or None for an answer that was cut (see CUT).
     Raises W2SError for an empty weak answer or fewer than n_icl other questions.
@@ -585,7 +604,7 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     rng = random.Random(seed)
     pairs = pairs_that_fit(lm, zip(questions, weak_answers), n_icl)
-    check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)
+    check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)  # enough of those that fit?
     texts = [question_text(question) for question, _ in pairs]
     conversations = []
     for question in questions:
@@ -599,9 +618,10 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
 def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None):
     """Infer-and-respond of the paper: refined labels for `finetune`, as `refine` returns them.
 
-    As in the paper's code, questions come in blocks of n_icl. For each block the strong model
-    describes the concept of its weak pairs in one sentence, then answers the block's questions
-    with that sentence as the system message, in place of a question's own.
+    As in the paper's code, questions come in blocks: here of n_icl, there of 5 (persona) or 4
+    (explanation). For each block the strong model describes the concept of its weak pairs in one
+    sentence, then answers the block's questions with that sentence as the system message, in place
+    of a question's own. The wording of INFER_CONCEPT is ours, for a small model.
     Raises W2SError for an empty weak answer or a question that is too long.
     """
     check_pairs(questions, weak_answers, 0)
@@ -611,9 +631,9 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     prompts = []
     for start in range(0, len(pairs), size):
         block = pairs_that_fit(lm, pairs[start : start + size], size)
-        texts = [f"Question: {last(q)}\nAnswer: {a}" for q, a in block]
+        texts = [f"Question: {last_message(q)}\nAnswer: {a}" for q, a in block]
         prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(texts)))
-    sentences = lm.generate(prompts, 48)  # tokens of the longest sentence
+    sentences = lm.generate(prompts, 48)  # tokens: enough for one sentence
     conversations = []
     for i, question in enumerate(questions):
         concept = "The used style is " + sentences[i // size].removesuffix(CUT).strip()
@@ -637,6 +657,7 @@ IMPROVE = (
 def ask_to_improve(lm, questions, weak_answers, max_new_tokens=None):
     """Ask-to-improve of the paper: the strong model sees a weak answer and writes a better one.
 
+    The weak answer is shown as the model's own turn; the wording of IMPROVE is ours.
     Returns refined labels for `finetune`, as `refine` does.
     Raises W2SError for an empty weak answer.
     """
@@ -671,8 +692,8 @@ def without_system(question):
     return [m for m in as_conversation(question) if m["role"] != "system"]
 
 
-def last(question):
-    """The text of a question's last message."""
+def last_message(question):
+    """The text of a question's last message, the user's."""
     return as_conversation(question)[-1]["content"]
 
 
@@ -682,7 +703,8 @@ def question_text(question):
 
 
 def check_pairs(questions, weak_answers, n_icl):
-    """Raise W2SError unless every answer has text and every question has n_icl other ones."""
+    """W2SError unless every answer has text and every question has n_icl others to draw from;
+    ValueError if the two lists differ in length."""
     if len(questions) != len(weak_answers):
         raise ValueError(f"{len(questions)} questions and {len(weak_answers)} weak answers")
     for i, answer in enumerate(weak_answers):
@@ -705,7 +727,7 @@ def is_whole(answer):
 
 
 def whole_answers(answers):
-    """The answers, None in place of those that are not whole; says how many they are."""
+    """The answers, with None for those that are not whole; a notice says how many those are."""
     whole = [answer if is_whole(answer) else None for answer in answers]
     if None in whole:
         lost = whole.count(None)
@@ -714,10 +736,10 @@ def whole_answers(answers):
 
 
 def usual_length(lm, weak_answers):
-    """Tokens to allow an answer: the third quartile of the weak answers' lengths, a quarter of
-    that, and 8.
+    """The default of max_new_tokens: 1.25 q + 8, q being the third quartile of the weak answers'
+    lengths in tokens; at most half of lm's context.
 
-    Weak answers that were cut or repeat themselves do not count, unless all of them do.
+    Weak answers that were cut or repeat themselves do not count, unless all were or do.
     """
     good = [a for a in weak_answers if not a.endswith(CUT) and not repeats_itself(a)]
     lengths = sorted(length_of(lm, a) for a in good or weak_answers)
@@ -726,13 +748,13 @@ def usual_length(lm, weak_answers):
 
 
 def length_of(lm, text):
-    """The tokens of a text: lm.length(text), or its bytes, which are more, if lm has no length."""
+    """The number of a text's tokens; of its bytes, an upper bound, if lm has no `length`."""
     return lm.length(text) if hasattr(lm, "length") else len(text.encode())
 
 
 def pairs_that_fit(lm, pairs, n_icl):
-    """Those pairs (question, weak answer) of which any n_icl fill at most half of lm's context;
-    says which are left out."""
+    """The pairs (question, weak answer) so short that any n_icl of them fill at most half of lm's
+    context; a notice names the first that is not."""
     longest = getattr(lm, "context_length", math.inf) / (2 * max(1, n_icl))
     fitting, too_long = [], []
     for question, answer in pairs:
@@ -742,7 +764,7 @@ def pairs_that_fit(lm, pairs, n_icl):
         question, answer = too_long[0]
         notice(
             f"{len(too_long)} weak answers are too long to serve as one of {n_icl} examples; the "
-            f"first answers {last(question)[:40]!r} ({len(answer.split())} words)"
+            f"first answers {last_message(question)[:40]!r} ({len(answer.split())} words)"
         )
     return fitting
 
@@ -756,12 +778,12 @@ def notice(text):
 # --------------------------------------------------------------------------------------
 # 3. Our additions to Algorithm 1: which examples to show, and which answers to learn
 #
-# Wrong weak examples also teach the concept "be wrong". Where a weak answer agrees with the strong
-# model's own answer to the bare question (the plain answer), both are usually right, and no key is
-# needed to see it. And in long answers a small model often loses the concept, or its thread.
-# So a good answer is whole, does not repeat itself and has the concept of the weak answers; the
-# examples are good weak answers, the labels good answers of the model, and of both those are
-# chosen that agree most with the plain answers.
+# None of this is in the paper. Wrong weak examples also teach the concept "be wrong". Where a weak
+# answer agrees with the plain answer, the strong model's own to the bare question, both are usually
+# right, and no gold answer is needed to see it. And in a long answer a small model often loses the
+# concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and has
+# the concept of the weak answers. Examples are good weak answers, labels good answers of the model,
+# and of both those are chosen that agree most with the plain answers.
 # --------------------------------------------------------------------------------------
 
 
@@ -790,25 +812,29 @@ def refine_by_agreement(
     max_new_tokens = max_new_tokens or usual
     rng = random.Random(seed)
     order = rng.sample(range(len(questions)), len(questions))  # breaks ties at random
+    # 0. The plain answers. They are compared, not learnt, so a cut one will do.
     plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens)
-    plain = [answer.removesuffix(CUT) for answer in plain]  # they are compared, not learnt
+    plain = [answer.removesuffix(CUT) for answer in plain]
     concept = Concept(questions, weak_answers, plain)
     asked = questions
     if own_answers:
         asked = [with_own_answer(q, answer) for q, answer in zip(questions, plain)]
-    agreed = agreement(questions, plain, weak_answers)
-    # Per word, as long weak answers agree in more words, but a small model loops after them.
-    agreed = [a / len(words(weak)) if a else 0.0 for a, weak in zip(agreed, weak_answers)]
+    # 1. The examples: good weak answers, those first that agree most with the plain ones; per word,
+    # as long weak answers agree in more words, but a small model loops after them.
+    weights = agreement(questions, plain, weak_answers)
+    per_word = [a / len(words(weak)) if a else 0.0 for a, weak in zip(weights, weak_answers)]
     pairs = []
-    for i in sorted(order, key=agreed.__getitem__, reverse=True):
+    for i in sorted(order, key=per_word.__getitem__, reverse=True):
         short = length_of(lm, weak_answers[i]) <= usual
         if short and is_good(questions[i], weak_answers[i], concept):
             pairs.append((asked[i], weak_answers[i]))
     pairs, n_icl = enough_examples(lm, pairs, n_icl)
+    # 2. `draws` answers to each question, each after other examples.
     conversations = []
     for _ in range(draws):
         conversations += share_examples(asked, pairs, n_icl, rng)
     drawn = lm.generate(conversations, max_new_tokens)
+    # 3. The labels: the best of a question's answers, of the best share of the questions.
     labels = best_of(questions, plain, drawn, concept)
     labels = keep_agreed(questions, plain, labels, keep)
     report(questions, weak_answers, plain, drawn, labels, concept)
@@ -822,20 +848,21 @@ def best_of(questions, plain, drawn, concept):
     """
     draws = len(drawn) // len(questions)
     scores = agreement(questions * draws, plain * draws, drawn)
-    best, label = [-1.0] * len(questions), [None] * len(questions)
+    best, labels = [-1.0] * len(questions), [None] * len(questions)
     for place, answer in enumerate(drawn):
         i = place % len(questions)
         if scores[place] > best[i] and is_good(questions[i], answer, concept):
-            best[i], label[i] = scores[place], answer
-    return label
+            best[i], labels[i] = scores[place], answer
+    return labels
 
 
 def enough_examples(lm, pairs, n_icl):
-    """(pairs that fit in the context, n_icl); None means 8, or half of the questions if fewer."""
+    """(the pairs that fit in the context, n_icl); n_icl None means 8, or half of the number of
+    different questions if that is less. W2SError if one more question than n_icl is not left."""
     if n_icl is None:
-        n_icl = max(1, min(8, len({question_text(question) for question, _ in pairs}) // 2))
+        n_icl = max(1, min(8, count_questions(pairs) // 2))
     pairs = pairs_that_fit(lm, pairs, n_icl)
-    different = len({question_text(question) for question, _ in pairs})
+    different = count_questions(pairs)
     if different <= n_icl:
         raise W2SError(
             f"only {different} questions have a weak answer that can be an example (whole, of "
@@ -845,13 +872,18 @@ def enough_examples(lm, pairs, n_icl):
     return pairs, n_icl
 
 
+def count_questions(pairs):
+    """The number of different questions of pairs (question, weak answer)."""
+    return len({question_text(question) for question, _ in pairs})
+
+
 def is_good(question, answer, concept):
     """Whether an answer can be an example or a label."""
     return is_whole(answer) and not repeats_itself(answer) and concept.has(question, answer)
 
 
 def repeats_itself(answer, length=30):
-    """Whether a run of so many characters occurs twice, as it does when a small model loops."""
+    """Whether any `length` characters in a row occur twice, as they do when a small model loops."""
     text = " ".join(answer.split())
     runs = [text[start : start + length] for start in range(len(text) - length + 1)]
     return len(set(runs)) < len(runs)
@@ -860,19 +892,19 @@ def repeats_itself(answer, length=30):
 class Concept:
     """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
-    weight {word: log of its share of weak answers over its share of plain answers}, of the words
-    and punctuation that occur in at least 4 answers, and a fifth as many as there are questions:
-    rare words are content, not concept. Half an answer is added to each count. An answer has the
-    concept if the mean weight of its words, without the question's, is nearer to the weak
-    answers' mean than to the plain answers'. Where that tells less than half of the weak answers
-    from the plain ones, there is no concept to be seen, and `has` is always true.
+    weight: {mark: log(share of weak answers that have it / share of plain answers that do)}. Marks
+    are words and punctuation; only those in at least max(4, questions / 5) of all answers count:
+    rare words are content, not concept. Half an answer is added to each count, so that no log is
+    infinite. An answer has the concept if its score, the mean weight of its marks, is nearer to
+    the weak answers' mean than to the plain answers'. visible: whether the share of weak answers
+    that have it is at least 0.5 above that of plain ones; if not, `has` is always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
         weak, plain = Counter(), Counter()
         for question, weak_answer, plain_answer in zip(questions, weak_answers, plain_answers):
-            weak.update(self.words(question, weak_answer))
-            plain.update(self.words(question, plain_answer))
+            weak.update(self.marks(question, weak_answer))
+            plain.update(self.marks(question, plain_answer))
         self.weight = {}
         for word in weak | plain:
             if weak[word] + plain[word] >= max(4, len(questions) / 5):
@@ -883,15 +915,15 @@ class Concept:
         told_apart = (weak_scores > self.threshold).mean() - (plain_scores > self.threshold).mean()
         self.visible = told_apart >= 0.5
 
-    def words(self, question, answer):
-        """The words and punctuation marks of an answer that its question does not have."""
+    def marks(self, question, answer):
+        """The words (in their case) and punctuation marks of an answer, without its question's."""
         asked = words(question_text(question))
         found = re.findall(rf"{WORD}|[^\w\s]+", unicodedata.normalize("NFC", answer))
         return {word for word in found if word.lower() not in asked}
 
     def score(self, question, answer):
         """The mean weight of an answer's words; 0 if none has a weight."""
-        weights = [self.weight[w] for w in self.words(question, answer) if w in self.weight]
+        weights = [self.weight[m] for m in self.marks(question, answer) if m in self.weight]
         return math.fsum(weights) / max(1, len(weights))
 
     def has(self, question, answer):
@@ -900,9 +932,11 @@ class Concept:
 
 
 def report(questions, weak_answers, plain, drawn, labels, concept):
-    """Say what became of the weak answers; W2SError if no label is left.
+    """Notices: a table of the weak, plain, drawn and kept answers, two examples, and warnings;
+    W2SError if no label is left.
 
-    drawn: all answers after examples, as in `best_of`.
+    drawn: all answers after examples, as in `best_of`. The columns are shares of the answers; an
+    answer agrees with the plain one if it shares a word of positive weight with it.
     """
     kept = [(i, label) for i, label in enumerate(labels) if label is not None]
     everything = {"weak": enumerate(weak_answers), "plain": enumerate(plain)}
@@ -943,11 +977,11 @@ def fraction(flags):
 
 
 def agreement(questions, plain_answers, answers):
-    """How much of each answer the plain answer says too, a list of n weights >= 0.
+    """How much of each answer the plain answer says too: a list of n weights >= 0, in nats.
 
-    Words of the question do not count, and a word weighs log(n / df), df being the number of
-    questions of which either answer has it: words that all answers share, such as the phrases of
-    a persona, weigh nothing.
+    The weight is the sum of log(n / df) over the words that both have and the question has not, df
+    being the number of the n questions of which either answer has the word (inverse document
+    frequency): words that all answers share, such as the phrases of a persona, weigh nothing.
     """
     agreed, df = [], Counter()
     for question, plain, answer in zip(questions, plain_answers, answers):
@@ -975,21 +1009,22 @@ def words(text):
 def share_examples(questions, pairs, n_icl, rng):
     """Conversations that show the questions after examples which several of them share.
 
-    pairs: (question, weak answer), best first. A group of questions gets n_icl examples, drawn
-    from the best 1.5 n_icl pairs that answer none of the group, and reads them once.
+    pairs: (question, weak answer), best first. A group of questions gets n_icl examples, drawn from
+    the best 1.5 n_icl pairs that answer none of the group. For speed only: `LM.generate` reads a
+    context once for all conversations that begin with it.
     """
-    texts = list(dict.fromkeys(map(question_text, questions)))
-    # A group leaves most of the questions with examples, and, unless it is one question, at least
-    # 3 n_icl of them, to choose from.
-    different = len({question_text(question) for question, _ in pairs})
+    texts = list(dict.fromkeys(map(question_text, questions)))  # each once, in order
+    # A group takes its own pairs away from its examples: it is small enough to leave three quarters
+    # of the pairs' questions and, unless it is a single question, 3 n_icl of them.
+    different = count_questions(pairs)
     size = max(1, min(40, different // 4, different - 3 * n_icl))
     rng.shuffle(texts)
     examples = {}  # of each question's text
     for start in range(0, len(texts), size):
         group = set(texts[start : start + size])
         others = [pair for pair in pairs if question_text(pair[0]) not in group]
-        drawn = rng.sample(others[: n_icl + n_icl // 2], n_icl)
-        examples |= dict.fromkeys(group, drawn)
+        shown = rng.sample(others[: n_icl + n_icl // 2], n_icl)
+        examples |= dict.fromkeys(group, shown)
     return [with_examples(q, examples[question_text(q)]) for q in questions]
 
 
@@ -1000,7 +1035,9 @@ def with_own_answer(question, answer):
 
 
 def keep_agreed(questions, plain_answers, answers, keep=0.5):
-    """The share `keep` of the answers that agrees most with the plain ones; None for the others.
+    """The ceil(keep * n) of the n answers that agree most with the plain ones; None for the others.
+
+    An answer that is None comes last.
 
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
@@ -1031,17 +1068,17 @@ GGUF_SCALARS = {
     12: "d",
 }
 U32, TEXT, ARRAY, U64 = 4, 8, 9, 10
-# GGUF's types of tensors by number.
+# GGUF's types of tensors by number: name, weights in a block, bytes of a block.
+F32, F16, BF16 = 0, 1, 30
 GGUF_TENSORS = {
-    # name, weights in a block, bytes of a block
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
+    F32: ("F32", 1, 4),
+    F16: ("F16", 1, 2),
     2: ("Q4_0", 32, 18),
     3: ("Q4_1", 32, 20),
     8: ("Q8_0", 32, 34),
-    30: ("BF16", 1, 2),
+    BF16: ("BF16", 1, 2),
 }
-FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+FLOATS = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 
 
 @dataclass
@@ -1103,13 +1140,13 @@ class GgufReader:
             entries.append((name, shape, self.value(U32), self.value(U64)))
         start = self.position + -self.position % align
         for name, shape, number, offset in entries:
-            block, size = block_sizes(number)
+            block, block_bytes = block_sizes(number)
             if shape and shape[-1] % block:
                 raise ValueError(f"{name}: rows of {shape[-1]} weights in blocks of {block}")
             self.position = start + offset
-            bytes_ = len(self.take(math.prod(shape) // block * size))
+            size = len(self.take(math.prod(shape) // block * block_bytes))  # EOFError if cut short
             # Each is mapped by itself, so that it leaves the memory when it has been used.
-            data = np.memmap(self.path, np.uint8, "r", start + offset, (bytes_,))
+            data = np.memmap(self.path, np.uint8, "r", start + offset, (size,))
             tensors[name] = number, shape, data
         return tensors
 
@@ -1238,8 +1275,9 @@ def dequantize(number, shape, raw):
     return weights.reshape(shape)
 
 
-# Values under which a key changes nothing; for a key that is not listed, only 0 is accepted.
-PLAIN_VALUES = {
+# Metadata keys that could change the computation, and the values with which they do not; of a key
+# that is in neither list only 0 is accepted.
+NEUTRAL_VALUES = {
     "attention.causal": [True],
     "embedding_scale": [0, 1],
     "logit_scale": [0, 1],
@@ -1260,7 +1298,7 @@ KNOWN_METADATA = """
 
 def check_metadata(meta, arch, head_dim, path):
     """W2SError, naming the key, for metadata that asks for another computation than ours."""
-    plain = PLAIN_VALUES | {
+    neutral = NEUTRAL_VALUES | {
         "attention.key_length": [head_dim],
         "attention.value_length": [head_dim],
         "attention.scale": [0, head_dim**-0.5],
@@ -1268,7 +1306,7 @@ def check_metadata(meta, arch, head_dim, path):
     for key, value in meta.items():
         name = key.removeprefix(f"{arch}.")
         known = name == key or name in KNOWN_METADATA  # the first: not of this architecture
-        if not known and value not in plain.get(name, [0]):
+        if not known and value not in neutral.get(name, [0]):
             raise W2SError(
                 f"{path}: {key} = {value!r} asks for a computation that is not supported: "
                 "choose a model without it"
@@ -1334,8 +1372,9 @@ PROBES = [
 def chatml_openings(template, bos, eos):
     """Texts that a ChatML template puts before a conversation {with system message?: text}.
 
-    The text is a default system message, the BOS token, both, or empty; it is found by rendering
-    `PROBES`. Raises ValueError if one does not render as ChatML, or whatever jinja2 raises.
+    The text is a default system message, the BOS token, both, or empty. A template is a program,
+    so it is found by rendering `PROBES` and taking off the turns as we write them. Raises
+    ValueError if one does not render as ChatML, or whatever jinja2 raises.
     """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -1378,7 +1417,8 @@ class Tokenizer:
 
     def __init__(self, meta, path="the model file", form=None):
         kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
-        self.patterns, self.whole_words = pre_tokenizer(pre), pre == "llama-bpe"
+        self.patterns = pre_tokenizer(pre)
+        self.llama3 = pre == "llama-bpe"  # whole words need no merge; BOS unless the file says no
         if kind != "gpt2" or self.patterns is None:
             raise W2SError(
                 f"{path}: tokenizer {kind}/{pre} is not supported; supported is byte-level BPE "
@@ -1411,7 +1451,7 @@ class Tokenizer:
         kinds = dict(zip(self.tokens, meta["tokenizer.ggml.token_type"], strict=True))
         self.special = {text: self.id[text] for text in kinds if kinds[text] == CONTROL}
         user_defined = [text for text in kinds if kinds[text] == USER_DEFINED]
-        self.split_user = splitter(user_defined)
+        self.split_words = splitter(user_defined)
         self.split_all = splitter([*self.special, *user_defined])
         self.bytes = []  # of each token
         for text in self.tokens:
@@ -1424,7 +1464,7 @@ class Tokenizer:
         if min(bos, self.eos) < 0:
             raise ValueError("a token number is negative")
         self.bos_text, self.eos_text = self.tokens[bos], self.tokens[self.eos]
-        self.begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", self.whole_words) else []
+        self.begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", self.llama3) else []
 
     def read_template(self, template, form):
         """Set the form of conversations, and the ids before one with and without system message."""
@@ -1447,7 +1487,7 @@ class Tokenizer:
             if not letters or not set(letters) <= self.id.keys():
                 raise W2SError(f"the model has no token for {char!a}: take it out of the text")
             parts += letters
-        if self.whole_words and "".join(parts) in self.id:  # as Llama 3 does
+        if self.llama3 and "".join(parts) in self.id:
             parts = ["".join(parts)]
         while pairs := [pair for pair in zip(parts, parts[1:]) if pair in self.merge_rank]:
             best, merged = min(pairs, key=self.merge_rank.get), parts[:1]
@@ -1463,7 +1503,7 @@ class Tokenizer:
     def encode(self, text, special=True):
         """Token ids of a text; special=False reads control tokens in it as plain characters."""
         ids = []
-        for n, part in enumerate((self.split_all if special else self.split_user).split(text)):
+        for n, part in enumerate((self.split_all if special else self.split_words).split(text)):
             if n % 2:
                 ids.append(self.id[part])
                 continue
@@ -1500,7 +1540,7 @@ class Tokenizer:
         header = [self.start, *self.encode("assistant\n")] if self.chatml else []
         return sum(turns[:-1], []), turns[-1] + header
 
-    def answer(self, ids, cut=False):
+    def answer_text(self, ids, cut=False):
         """The text of a generated answer, without control tokens or an incomplete last character;
         one that was cut ends with CUT.
 
@@ -1522,7 +1562,7 @@ class Config:
     dim: int  # width of the residual stream
     heads: int  # of queries
     kv_heads: int  # of keys and values, each shared by heads / kv_heads queries
-    hidden: int  # units of the feed-forward net
+    ffn_dim: int  # units of the feed-forward net
     vocab: int
     context_length: int  # longest input in tokens
     eps: float  # of the RMS norms
@@ -1545,12 +1585,16 @@ class Block(nn.Module):
         self.attn_v = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
         self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
         self.ffn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.ffn_gate = nn.Linear(c.dim, c.hidden, bias=False)
-        self.ffn_up = nn.Linear(c.dim, c.hidden, bias=False)
-        self.ffn_down = nn.Linear(c.hidden, c.dim, bias=False)
+        self.ffn_gate = nn.Linear(c.dim, c.ffn_dim, bias=False)
+        self.ffn_up = nn.Linear(c.dim, c.ffn_dim, bias=False)
+        self.ffn_down = nn.Linear(c.ffn_dim, c.dim, bias=False)
 
     def forward(self, x, rope, mask, context, cache):
-        """x (B, T, D) after this layer; context and cache are this layer's (or None)."""
+        """x (B, T, D) after this layer.
+
+        rope: from `rotary_angles`. mask: 0 or -inf, to be added to the scores, (B or 1, 1, M, S)
+        with M = heads / kv_heads * T. context (keys, values) and cache: this layer's, or None.
+        """
         B, T, D = x.shape
         h = self.attn_norm(x)
         q = self.attn_q(h).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, heads, T, head_dim)
@@ -1653,14 +1697,15 @@ class Llama(nn.Module):
             positions = positions + context[0][0].shape[2]
         x = self.token_embd(ids)  # (B, T, D)
         rope = rotary_angles(self.config, positions)
-        scores = torch.where(mask, 0.0, -math.inf).to(x.dtype)  # added to those of attention
-        scores = scores.repeat(1, self.config.heads // self.config.kv_heads, 1)[:, None]
+        mask = torch.where(mask, 0.0, -math.inf).to(x.dtype)  # to be added to the scores
+        # (B or 1, 1, M, S): repeated for the queries that share a key head, see Block.forward
+        mask = mask.repeat(1, self.config.heads // self.config.kv_heads, 1)[:, None]
         # In training, a long batch keeps only the input of each block, which runs again for the
         # backward pass: a third more time, a tenth of the memory.
-        again = torch.is_grad_enabled() and cache is None and ids.numel() > 1024
+        recompute = torch.is_grad_enabled() and cache is None and ids.numel() > 1024
         for i, block in enumerate(self.blk):
-            inputs = x, rope, scores, context and context[i], cache and cache[i]
-            x = checkpoint(block, *inputs, use_reentrant=False) if again else block(*inputs)
+            inputs = x, rope, mask, context and context[i], cache and cache[i]
+            x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.output_norm(x)
 
     def read(self, ids):
@@ -1730,11 +1775,11 @@ def load(path=None, device=None, dtype=None, form=None):
         problem = "is missing" if name in expected else f"is not part of a plain {arch} model"
         raise W2SError(f"{path}: tensor {name} {problem}")
     for name in list(file.tensors):
-        kind, shape, raw = file.tensors.pop(name)  # one at a time is in memory
+        number, shape, raw = file.tensors.pop(name)  # one at a time is in memory
         sizes = list(expected[name].shape)
         if shape != sizes:
             raise W2SError(f"{path}: tensor {name} has shape {shape}, its sizes ask for {sizes}")
-        w = rotary_layout(c, name, dequantize(kind, shape, raw), to_file=False)
+        w = rotary_layout(c, name, dequantize(number, shape, raw), to_file=False)
         weights[name] = w.to(device, dtype)
     model.load_state_dict(weights, assign=True)
     return LM(model.eval().requires_grad_(False), tokenizer, file)
@@ -1752,8 +1797,8 @@ def default_model():
 
 
 def find_device(name):
-    """A device that works; W2SError if it does not."""
-    rank_and_world_size()  # of several processes each has a GPU of its own
+    """The torch.device of this name (None: a GPU if there is one); W2SError if it does not work."""
+    rank_and_world_size()  # picks this process's GPU, where there are several processes
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.zeros((), device=name).device
@@ -1781,7 +1826,7 @@ def read_config(file, arch, vocab, path):
             dim=dim,
             heads=heads,
             kv_heads=int(meta.get("attention.head_count_kv", heads)),
-            hidden=int(meta["feed_forward_length"]),
+            ffn_dim=int(meta["feed_forward_length"]),
             vocab=vocab,
             context_length=int(meta["context_length"]),
             eps=float(meta.get("attention.layer_norm_rms_epsilon", 1e-5)),
@@ -1790,9 +1835,9 @@ def read_config(file, arch, vocab, path):
             qwen2=arch == "qwen2",
         )
         rotary = int(meta.get("rope.dimension_count", dim // heads))
-        positive = min(c.layers, c.kv_heads, c.hidden, c.context_length, c.eps, c.rope_base) > 0
+        sized = min(c.layers, c.kv_heads, c.ffn_dim, c.context_length, c.eps, c.rope_base) > 0
         fits = dim % (2 * heads) == 0 and heads % c.kv_heads == 0 and rotary == dim // heads
-        if not positive or not fits or c.layers > len(file.tensors):
+        if not sized or not fits or c.layers > len(file.tensors):
             raise ValueError(f"sizes that do not fit together: {c}")
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
         raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e!r}") from None
@@ -1848,11 +1893,11 @@ class LM:
         layers = file.meta["general.architecture"] + ".block_count"
         raw = file.raw | {
             layers: struct.pack("<II", U32, c.layers),
-            "general.file_type": struct.pack("<II", U32, 32 if in_bf16 else 1),
+            "general.file_type": struct.pack("<II", U32, 32 if in_bf16 else 1),  # mostly BF16, F16
         }
         entries = []
         for name, w in weights.items():
-            number = 0 if w.dim() == 1 else 30 if in_bf16 else 1
+            number = F32 if w.dim() == 1 else BF16 if in_bf16 else F16
             entries.append((name, list(w.shape), number))
         layouts = ((rotary_layout(c, name, weights[name], True), n) for name, _, n in entries)
         arrays = (raw_bytes(w, FLOATS[n]) for w, n in layouts)  # one at a time is in memory
@@ -1880,9 +1925,10 @@ class LM:
             prompts.append((context, turn))
             if len(context) + len(turn) + new > longest:
                 raise W2SError(
-                    f"the conversation that ends with {last(conversation)[:40]!r} is too long: "
-                    f"{len(context) + len(turn)} tokens and {new} for the answer exceed the "
-                    f"model's context of {longest}: shorten it, or lower max_new_tokens or n_icl"
+                    f"the conversation that ends with {last_message(conversation)[:40]!r} is "
+                    f"too long: {len(context) + len(turn)} tokens and {new} for the answer "
+                    f"exceed the model's context of {longest}: shorten it, or lower "
+                    "max_new_tokens or n_icl"
                 )
         return prompts
 
@@ -1895,15 +1941,15 @@ class LM:
         Raises W2SError for a conversation that is too long.
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
-        rank, processes = rank_and_world_size()
+        process, processes = rank_and_world_size()
         most_rows, most_tokens = self.batch_limits()
         batch = min(batch or most_rows, math.ceil(len(prompts) / processes))
         batch = max(1, min(batch, most_tokens // max(1, max_new_tokens)))  # new tokens need space
         answers = {}
-        batches = one_context_batches(prompts, batch, most_tokens)[rank::processes]
+        batches = one_context_batches(prompts, batch, most_tokens)[process::processes]
         for rows, part in tqdm(batches, "generating", unit="batch", leave=False, delay=2):
             for row, new in zip(rows, self.generate_ids(part, max_new_tokens)):
-                answers[row] = self.tokenizer.answer(new, len(new) == max_new_tokens)
+                answers[row] = self.tokenizer.answer_text(new, len(new) == max_new_tokens)
         parts = [answers] * processes
         if processes > 1:
             dist.all_gather_object(parts, answers)
@@ -1918,7 +1964,7 @@ class LM:
         c = self.model.config
         free, _ = torch.cuda.mem_get_info(self.device)
         # fp32 bytes of a token: keys and values of all layers, one layer's activations and scores
-        values = 2 * c.layers * c.dim + 8 * c.dim + 3 * c.hidden + 1024 * c.heads
+        values = 2 * c.layers * c.dim + 8 * c.dim + 3 * c.ffn_dim + 1024 * c.heads
         return 1024, max(8192, free // 2 // (4 * values))
 
     def generate_ids(self, prompts, max_new_tokens):
@@ -1980,11 +2026,11 @@ class LM:
         row, column = torch.tensor([row, column], device=self.device)
         h = self.model.hidden(ids, context=context)[row, column - 1]  # (N, D)
         logits = self.model.head(h).float()  # (N, V)
-        loss = F.cross_entropy(logits, ids[row, column], reduction="none")
+        losses = F.cross_entropy(logits, ids[row, column], reduction="none")
         if confidence:
             own = F.cross_entropy(logits, logits.argmax(-1), reduction="none")
-            loss = (1 - confidence) * loss + confidence * own
-        return loss, row
+            losses = (1 - confidence) * losses + confidence * own
+        return losses, row
 
     @torch.inference_mode()
     def logprob(self, conversations, responses, batch=32):
@@ -2027,12 +2073,15 @@ def one_context_batches(prompts, batch, max_tokens=8192):
             context, turn = [], context + turn
         rows.append((context, len(turn), i, turn))
     batches = []
+    open_context = None  # that of the last batch
     for context, length, i, turn in sorted(rows):
-        size = len(batches[-1][0]) + 1 if batches else math.inf
-        if size > batch or size * length > max_tokens or batches[-1][1][0][0] != context:
+        size = len(batches[-1][0]) + 1 if batches else 1  # with this row, the longest so far
+        if context != open_context or size > batch or size * length > max_tokens:
             batches.append(([], []))
-        batches[-1][0].append(i)
-        batches[-1][1].append((context, turn))
+            open_context = context
+        numbers, part = batches[-1]
+        numbers.append(i)
+        part.append((context, turn))
     return batches
 
 
@@ -2167,7 +2216,7 @@ def check_out(path, size=0):
 
 
 def digest(value):
-    """A short text that tells a JSON value from others."""
+    """16 hexadecimal digits that tell a JSON value from others: a key for kept answers."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -2181,7 +2230,10 @@ def versions():
 
 
 class Resumable:
-    """A model that keeps its answers in a file: a killed run does not ask for them again."""
+    """lm with its answers kept in a file, so that a killed run does not ask for them again.
+
+    Questions go in chunks, each a line {digest of model, chunk and max_new_tokens: answers}.
+    """
 
     def __init__(self, lm, path, chunk=80):
         self.lm, self.path, self.chunk = lm, Path(path), chunk
@@ -2258,7 +2310,7 @@ def positive(text):
     return whole_number(text)
 
 
-def rate(text):
+def nonnegative(text):
     """A finite number of the command line that is not negative."""
     if not 0 <= float(text) < math.inf:
         raise ValueError
@@ -2290,7 +2342,7 @@ def parse_arguments(argv):
         "iar (infer the concept and respond) or improve (the weak answer)"))
     p.add_argument("--n-icl", type=whole_number, help=(
         "weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)"))
-    p.add_argument("--keep", type=rate, help="agreement: share of the answers to keep (0.5)")
+    p.add_argument("--keep", type=nonnegative, help="agreement: share of the answers to keep (0.5)")
     p.add_argument("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
     p.add_argument("--max-new-tokens", type=positive, help=(
         "longest answer (default: what three of four weak answers have, and a quarter more)"))
@@ -2298,7 +2350,7 @@ def parse_arguments(argv):
     p = command("finetune", "a model that answers so without examples", "GGUF file to write")
     p.add_argument("--data", default="-", help="JSONL of answers to learn")
     p.add_argument("--epochs", type=positive, help="default: 2, or more if needed for 20 steps")
-    p.add_argument("--lr", type=rate, default=1e-3, help="learning rate (1e-3)")
+    p.add_argument("--lr", type=nonnegative, default=1e-3, help="learning rate (1e-3)")
     p.add_argument("--rank", type=positive, default=64, help="rank of the update (64)")
     p.add_argument("--seed", type=whole_number, default=0, help="seed of the batches (0)")
 
@@ -2387,7 +2439,8 @@ def write_lines(path, lines):
 
 
 def run(command):
-    """Run a command: a user's mistake ends in one line and exit code 2, Ctrl-C in 130."""
+    """The exit code of a program's main function: 0; 2 after a user's mistake, which is printed as
+    one line; 130 after Ctrl-C."""
     sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
     try:
         if rank_and_world_size()[0] > 0:
