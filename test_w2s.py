@@ -1919,11 +1919,13 @@ def test_where_weak_answers_are_like_plain_ones_every_answer_has_the_concept(cli
 @pytest.mark.parametrize("text, loop", [
     ("He was a man of many talents, and he was a king.", False),
     ("He was a man of many great talents, and he was a man of many great talents.", True),
+    ("He had a bit of a car, she had a bit of a car too.", False),
+    ("He had a bit of a car, she had a bit of a car too, we had a bit of a car.", True),
     ("no " * 20, True),
     ("no " * 8, False),
     ("東京は日本の首都です。" * 4, True),
 ])
-def test_a_run_of_thirty_characters_that_stands_twice_is_a_loop(text, loop):
+def test_thirty_characters_twice_or_twenty_three_times_are_a_loop(text, loop):
     assert w2s.repeats_itself(text) == loop
 
 

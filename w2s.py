@@ -882,11 +882,14 @@ def is_good(question, answer, concept):
     return is_whole(answer) and not repeats_itself(answer) and concept.has(question, answer)
 
 
-def repeats_itself(answer, length=30):
-    """Whether any `length` characters in a row occur twice, as they do when a small model loops."""
+def repeats_itself(answer):
+    """Whether 30 characters in a row occur twice, or 20 three times, as when a small model loops."""
     text = " ".join(answer.split())
-    runs = [text[start : start + length] for start in range(len(text) - length + 1)]
-    return len(set(runs)) < len(runs)
+    for length, most in (30, 1), (20, 2):
+        runs = Counter(text[start : start + length] for start in range(len(text) - length + 1))
+        if max(runs.values(), default=0) > most:
+            return True
+    return False
 
 
 class Concept:
