@@ -236,18 +236,18 @@ def records(text):
 # -------------------------------------------------------------------------------------------------
 
 
-def weak(cell):
+def supervisor(cell):
     """The weak supervisor: the strong model without some layers, fine-tuned on gold answers."""
     n = cell.lm.model.config.layers
     missing = [i * n // 30 for i in SUPERVISORS[cell.supervisor]]  # of 30, see there
     layers = [i for i in range(n) if i not in missing]
     epochs, lr = cell.settings["teach_epochs"], cell.settings["teach_lr"]
-    supervisor = cell.finetuned(cell.task.teach, gold_answers(cell), layers, epochs=epochs, lr=lr)
-    cell.once("weak_labels", cell.ask, supervisor, cell.task.train)
-    return cell.ask(supervisor)
+    weak = cell.finetuned(cell.task.teach, gold_answers(cell), layers, epochs=epochs, lr=lr)
+    cell.once("weak_labels", cell.ask, weak, cell.task.train)
+    return cell.ask(weak)
 
 
-def unaltered(cell):
+def unaltered_model(cell):
     """The strong model as it is; its answers are the same in every cell."""
     for key, answers in cell.answers.items():
         if key.endswith("/unaltered"):
@@ -261,7 +261,7 @@ def after_examples(cell, n_icl):
     return cell.lm.generate(prompts, cell.task.max_new_tokens)
 
 
-def naive(cell, **options):
+def naive_ft(cell, **options):
     """Naive fine-tuning: the strong model learns the weak labels."""
     return cell.learn(cell.weak_labels, **options)
 
@@ -299,7 +299,7 @@ def by_agreement(cell, name="by_agreement", **options):
     return cell.learn(cell.relabelled(name, w2s.refine_by_agreement, **options))
 
 
-def gold(cell):
+def gold_ft(cell):
     """Fine-tuning on the gold answers that the supervisor learnt: a ceiling."""
     return cell.ask(cell.finetuned(cell.task.teach, gold_answers(cell)))
 
@@ -328,11 +328,11 @@ def bootstrapped_labels(cell):
 def after_random_examples(cell, items, n_icl):
     """The questions of items that are not in `train`, each after n_icl weak examples of its own."""
     rng = random.Random(cell.seed)
-    pairs = list(zip(questions(cell.task.train), cell.weak_labels))
-    return [w2s.with_examples(q, rng.sample(pairs, n_icl)) for q in questions(items)]
+    pairs = list(zip(questions_of(cell.task.train), cell.weak_labels))
+    return [w2s.with_examples(q, rng.sample(pairs, n_icl)) for q in questions_of(items)]
 
 
-def questions(items):
+def questions_of(items):
     """The questions of items."""
     return [item.question for item in items]
 
@@ -343,17 +343,17 @@ def non_empty(answers):
 
 
 METHODS = {  # key: (title of its row in the tables, function)
-    "weak": ("weak supervisor", weak),
-    "unaltered": ("strong model, unaltered", unaltered),
+    "weak": ("weak supervisor", supervisor),
+    "unaltered": ("strong model, unaltered", unaltered_model),
     "icl_1": ("strong model, after 1 weak example", partial(after_examples, n_icl=1)),
     "icl_2": ("strong model, after 2 weak examples", partial(after_examples, n_icl=2)),
     "icl_4": ("strong model, after 4 weak examples", partial(after_examples, n_icl=4)),
     "icl_8": ("strong model, after 8 weak examples", partial(after_examples, n_icl=8)),
-    "naive": ("naive FT (on weak labels)", naive),
-    "naive_long": ("naive FT, three times the passes", partial(naive, epochs=6)),
+    "naive": ("naive FT (on weak labels)", naive_ft),
+    "naive_long": ("naive FT, three times the passes", partial(naive_ft, epochs=6)),
     "naive_kept": ("naive FT, on the weak labels that agree most", naive_kept),
     # of Burns et al. (2023): half of the loss is on own predictions
-    "confidence": ("auxiliary confidence loss FT", partial(naive, confidence=0.5)),
+    "confidence": ("auxiliary confidence loss FT", partial(naive_ft, confidence=0.5)),
     "bootstrap": ("bootstrapping FT", bootstrap),
     "infer_and_respond": ("infer-and-respond FT", infer_and_respond),
     "ask_to_improve": ("ask-to-improve FT", ask_to_improve),
@@ -363,7 +363,7 @@ METHODS = {  # key: (title of its row in the tables, function)
     "by_agreement_all": ("refinement by agreement FT (ours), on all good labels",
                          partial(by_agreement, name="by_agreement_all", keep=1)),
     "by_agreement": ("refinement by agreement FT (ours)", by_agreement),
-    "gold": ("gold FT (ceiling)", gold),
+    "gold": ("gold FT (ceiling)", gold_ft),
 }
 N_ICL = [0, 1, 2, 4, 8]  # examples of the in-context measurements; 0 is the unaltered model
 MAIN = ["unaltered", "naive", "algorithm_1", "by_agreement"]  # the methods of a default run
@@ -421,14 +421,14 @@ class Cell:
     def relabelled(self, method, refiner, **options):
         """New labels of the train questions by refiner(lm, questions, weak answers, ...)."""
         options["max_new_tokens"] = self.task.max_new_tokens
-        args = self.lm, questions(self.task.train), self.weak_labels
+        args = self.lm, questions_of(self.task.train), self.weak_labels
         return self.once(f"{method}_labels", refiner, *args, **options)
 
     def finetuned(self, items, answers, layers=None, **options):
         """A copy of the strong model, with all or some layers, fine-tuned on answers to items."""
         model = self.lm.copy(layers)
         options = {"lr": self.settings["lr"], "seed": self.seed, **options}
-        w2s.finetune(model, questions(items), answers, **options)
+        w2s.finetune(model, questions_of(items), answers, **options)
         return model
 
     def learn(self, labels, **options):
@@ -441,7 +441,7 @@ class Cell:
 
     def ask(self, lm, items=None):
         """A model's answers to the test questions, or to those of other items."""
-        return lm.generate(questions(items or self.task.test), self.task.max_new_tokens)
+        return lm.generate(questions_of(items or self.task.test), self.task.max_new_tokens)
 
 
 def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
@@ -454,7 +454,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
     """
     if not seeds:
         raise W2SError("there is no seed to run: --seeds must be at least 1")
-    run = start(task, lm, out, settings)
+    run = open_run(task, lm, out, settings)
     for seed in seeds:
         for supervisor in dict.fromkeys([DEFAULT, *ladder]):
             cell = replace(run, supervisor=supervisor, seed=seed)
@@ -472,7 +472,7 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
     return result
 
 
-def start(task, lm, out, settings):
+def open_run(task, lm, out, settings):
     """A Cell, with what an interrupted run of the same task, model and settings has kept."""
     settings = {
         "lr": 1e-3,
@@ -512,8 +512,8 @@ def concept_odds(cell):
     odds = []
     for n_icl in N_ICL:
         prompts = after_random_examples(cell, cell.task.teach, n_icl)
-        gold = cell.lm.logprob(prompts, gold_answers(cell))
-        odds.append((gold - cell.lm.logprob(prompts, own)).tolist())
+        of_gold = cell.lm.logprob(prompts, gold_answers(cell))
+        odds.append((of_gold - cell.lm.logprob(prompts, own)).tolist())
     return odds
 
 
@@ -569,7 +569,7 @@ def summary(run):
             odds = [interval([row]) for row in answers]
         else:
             methods = scores.setdefault(supervisor, {})
-            rows = score(run.task, method, answers)
+            rows = marks_of(run.task, method, answers)
             methods.setdefault(method, []).append(rows)
             marks[key] = [[content, style] for content, style, *_ in rows]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
@@ -600,7 +600,7 @@ def summary(run):
     }
 
 
-def score(task, method, answers):
+def marks_of(task, method, answers):
     """Rows of content, style, content of the first 20 words, and number of words, one an answer."""
     items = task.train if method.endswith("_labels") else task.test
     rows = []

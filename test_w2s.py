@@ -1937,6 +1937,7 @@ def test_the_report_counts_what_became_of_the_weak_answers(capsys):
     assert lines["weak"] == ["60", "1.00", "1.00", "1.00", "0.50"]
     assert lines["plain"] == ["60", "1.00", "1.00", "0.00", "1.00"]
     assert lines["drawn"] == ["180", "0.78", "1.00", "1.00", "1.00"]
+    assert lines["good"] == ["60", "1.00", "1.00", "1.00", "1.00"]
     assert lines["kept"] == ["30", "1.00", "1.00", "1.00", "1.00"]
     assert lines["weak:"][0] == lines["refined:"][0] == "Arrr,"
 
@@ -2695,7 +2696,7 @@ def test_a_run_resumes_whichever_gpu_its_process_has(tmp_path):
         lm = types.SimpleNamespace(
             model=model, device=torch.device(device), fingerprint=always("a model")
         )
-        paths.add(tasks.start(tiny_task(), lm, tmp_path, {}).path)
+        paths.add(tasks.open_run(tiny_task(), lm, tmp_path, {}).path)
     assert len(paths) == 1
 
 

@@ -457,6 +457,9 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
 # --------------------------------------------------------------------------------------
 
 
+CUT = " …"  # the end of a generated answer that was cut at max_new_tokens
+
+
 def finetune(
     lm, questions, answers, rank=64, lr=1e-3, epochs=None, seed=0, batch=8, confidence=0.0
 ):
@@ -615,6 +618,12 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     return whole_answers(lm.generate(conversations, max_new_tokens))
 
 
+INFER_CONCEPT = """Here are questions and answers. All answers are written in the same style.
+
+{pairs}
+
+Complete this sentence about the style of the answers. The used style is"""
+
 def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None):
     """Infer-and-respond of the paper: refined labels for `finetune`, as `refine` returns them.
 
@@ -631,6 +640,11 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     prompts = []
     for start in range(0, len(pairs), size):
         block = pairs_that_fit(lm, pairs[start : start + size], size)
+        if not block:
+            raise W2SError(
+                f"no weak answer from {start} to {start + size - 1} is short enough to infer the "
+                "concept from: lower n_icl"
+            )
         texts = [f"Question: {last_message(q)}\nAnswer: {a}" for q, a in block]
         prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(texts)))
     sentences = lm.generate(prompts, 48)  # tokens: enough for one sentence
@@ -641,12 +655,6 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
         conversations.append([system, *without_system(question)])
     return whole_answers(lm.generate(conversations, max_new_tokens))
 
-
-INFER_CONCEPT = """Here are questions and answers. All answers are written in the same style.
-
-{pairs}
-
-Complete this sentence about the style of the answers. The used style is"""
 
 IMPROVE = (
     "Improve your answer: correct what is wrong and keep its style. "
@@ -716,9 +724,6 @@ def check_pairs(questions, weak_answers, n_icl):
             f"n_icl={n_icl} needs at least {n_icl + 1} different questions, "
             f"there are {different}: lower n_icl"
         )
-
-
-CUT = " …"  # the end of a generated answer that was cut at max_new_tokens
 
 
 def is_whole(answer):
@@ -835,10 +840,11 @@ def refine_by_agreement(
         conversations += share_examples(asked, pairs, n_icl, rng)
     drawn = lm.generate(conversations, max_new_tokens)
     # 3. The labels: the best of a question's answers, of the best share of the questions.
-    labels = best_of(questions, plain, drawn, concept)
-    labels = keep_agreed(questions, plain, labels, keep)
-    report(questions, weak_answers, plain, drawn, labels, concept)
-    return labels
+    good = best_of(questions, plain, drawn, concept)
+    kept = keep_agreed(questions, plain, good, keep)
+    groups = {"weak": weak_answers, "plain": plain, "drawn": drawn, "good": good, "kept": kept}
+    report_answers(questions, groups, concept)
+    return kept
 
 
 def best_of(questions, plain, drawn, concept):
@@ -883,7 +889,7 @@ def is_good(question, answer, concept):
 
 
 def repeats_itself(answer):
-    """Whether 30 characters in a row occur twice, or 20 three times, as when a small model loops."""
+    """Whether 30 characters in a row occur twice, or 20 three times: a small model that loops."""
     text = " ".join(answer.split())
     for length, most in (30, 1), (20, 2):
         runs = Counter(text[start : start + length] for start in range(len(text) - length + 1))
@@ -934,49 +940,45 @@ class Concept:
         return not self.visible or self.score(question, answer) > self.threshold
 
 
-def report(questions, weak_answers, plain, drawn, labels, concept):
-    """Notices: a table of the weak, plain, drawn and kept answers, two examples, and warnings;
-    W2SError if no label is left.
+def report_answers(questions, groups, concept):
+    """Notices: a table of groups of answers, two examples, and warnings; W2SError if none is kept.
 
-    drawn: all answers after examples, as in `best_of`. The columns are shares of the answers; an
-    answer agrees with the plain one if it shares a word of positive weight with it.
+    groups: {"weak", "plain", "drawn", "good", "kept": answers to all questions, None for none};
+    drawn has each question as often as it was asked. The table's columns are shares of the answers;
+    an answer agrees with the plain one if it shares a word of positive weight with it.
     """
-    kept = [(i, label) for i, label in enumerate(labels) if label is not None]
-    everything = {"weak": enumerate(weak_answers), "plain": enumerate(plain)}
-    everything |= {"drawn": ((i % len(questions), a) for i, a in enumerate(drawn)), "kept": kept}
-    agrees = {}
+    n, counts = len(questions), {}
     notice("answers            whole  no repetition  concept  agrees with plain")
-    for name, rows in everything.items():
-        numbers, answers = zip(*rows) if rows else ((), ())
-        asked = [questions[i] for i in numbers]
-        agrees[name] = fraction(agreement(asked, [plain[i] for i in numbers], answers))
-        shares = [
-            f"{fraction(map(is_whole, answers)):11.2f}",
-            f"{1 - fraction(map(repeats_itself, answers)):15.2f}",
-            f"{fraction(map(concept.has, asked, answers)):9.2f}",
-            f"{agrees[name]:19.2f}",
+    for name, answers in groups.items():
+        numbers = [i for i, answer in enumerate(answers) if answer is not None]
+        answers = [answers[i] for i in numbers]
+        asked = [questions[i % n] for i in numbers]
+        plain = [groups["plain"][i % n] for i in numbers]
+        flags = [
+            [is_whole(answer) for answer in answers],
+            [not repeats_itself(answer) for answer in answers],
+            list(map(concept.has, asked, answers)),
+            [weight > 0 for weight in agreement(asked, plain, answers)],
         ]
-        notice(f"{name:<6}{len(answers):>7}{''.join(shares)}")
-    for i, label in kept[:2]:
-        notice(f"\nweak: {weak_answers[i][:200]}\nrefined: {label[:200]}")
+        counts[name] = [len(answers), *map(sum, flags)]
+        shares = [count / max(1, len(answers)) for count in counts[name][1:]]
+        columns = "{:11.2f}{:15.2f}{:9.2f}{:19.2f}".format(*shares)
+        notice(f"{name:<6}{len(answers):>7}{columns}")
+    kept = [i for i in range(n) if groups["kept"][i] is not None]
+    for i in kept[:2]:
+        notice(f"\nweak: {groups['weak'][i][:200]}\nrefined: {groups['kept'][i][:200]}")
     if not concept.visible:
         notice("warning: by their words, weak and plain answers are alike: there is no concept")
-    if agrees["weak"] == 0:
+    if counts["weak"][-1] == 0:
         notice("warning: the model agrees with no weak answer: the examples are random")
-    good = len(questions) - best_of(questions, plain, drawn, concept).count(None)
-    if good < 0.4 * len(questions):
-        notice(f"warning: only {good} of {len(questions)} questions have a good answer")
+    good = counts["good"][0]
+    if good < 0.4 * n:
+        notice(f"warning: only {good} of {n} questions have a good answer")
     if not kept:
         raise W2SError(
             "no answer is whole, has the concept and does not repeat itself: allow longer answers "
             "(max_new_tokens), give shorter weak ones, or use Algorithm 1 (--method icl)"
         )
-
-
-def fraction(flags):
-    """The fraction of true values; 0 of none."""
-    flags = list(flags)
-    return sum(map(bool, flags)) / max(1, len(flags))
 
 
 def agreement(questions, plain_answers, answers):
@@ -1054,6 +1056,8 @@ def keep_agreed(questions, plain_answers, answers, keep=0.5):
 
 # --------------------------------------------------------------------------------------
 # 4. The strong model: GGUF file, tokenizer, llama, generation, loss
+#
+# To follow the method, Block, Llama and LM are enough: what stands before them reads a file.
 # --------------------------------------------------------------------------------------
 
 # GGUF's scalar types of metadata by number, as struct codes; texts and arrays come below.
