@@ -8,9 +8,11 @@ import ast
 import gzip
 import io
 import json
+import math
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -686,6 +688,22 @@ def test_a_link_is_written_through(tmp_path):
     with w2s.replacing(tmp_path / "link") as file:
         file.write(b"new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_link_to_the_model_that_is_being_read_can_be_the_output(tiny_path, tmp_path):
+    shutil.copy(tiny_path, tmp_path / "model.gguf")
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "model.gguf")
+    w2s.load(tmp_path / "link.gguf", "cpu").save(tmp_path / "link.gguf")
+    assert (tmp_path / "link.gguf").is_symlink()
+    assert w2s.load(tmp_path / "model.gguf", "cpu").generate(["a"], 2)
+
+
+def test_weights_that_the_file_cannot_hold_are_not_saved(tiny, tmp_path):
+    changed = tiny.copy()
+    changed.model.output_norm.weight = torch.nn.Parameter(torch.full((64,), math.inf), False)
+    with pytest.raises(w2s.W2SError, match="output_norm.weight is not finite"):
+        changed.save(tmp_path / "model.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_device_is_written_through():
@@ -1916,6 +1934,34 @@ def test_where_weak_answers_are_like_plain_ones_every_answer_has_the_concept(cli
     assert "there is no concept" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", [
+    "See https://en.wikipedia.org/wiki/Lima and https://en.wikipedia.org/wiki/Peru for more.",
+    "|a|b|\n" + "|---" * 12 + "|\n|1|2|",
+    "-" * 80,
+])
+def test_addresses_and_lines_are_no_loop(text):
+    assert not w2s.repeats_itself(text)
+
+
+class Forgetful(Client):
+    """It gives an answer too few."""
+
+    def generate(self, conversations, max_new_tokens):
+        return ["an answer"] * (len(conversations) - 1)
+
+
+@pytest.mark.parametrize(
+    "refiner", [w2s.refine, w2s.refine_by_agreement, w2s.infer_and_respond, w2s.ask_to_improve]
+)
+def test_a_client_that_forgets_an_answer_is_noticed(refiner):
+    with pytest.raises(w2s.W2SError, match="a text for each of"):
+        refiner(Forgetful(), NUMBERS, WEAK)
+
+
+def test_hindi_words_keep_their_vowel_signs():
+    assert w2s.words("हिन्दी की किताब") == {"हिन्दी", "की", "किताब"}
+
+
 @pytest.mark.parametrize("text, loop", [
     ("He was a man of many talents, and he was a king.", False),
     ("He was a man of many great talents, and he was a man of many great talents.", True),
@@ -2438,7 +2484,11 @@ BAD_LINES = [
     ("{", "line 2"),
     ("[]", "line 2"),
     ('{"messages": []}', "line 2"),
-    (GOOD.replace('"assistant"', '"robot"'), "role 'robot'"),
+    (GOOD.replace('"assistant"', '"robot"'), "roles ['user', 'robot'] do not alternate"),
+    (GOOD.replace('"assistant"', '"user"'), "roles ['user', 'user'] do not alternate"),
+    (GOOD.replace('"user"', '"system"'), "roles ['assistant'] do not alternate"),
+    (GOOD[:-1] + ', "tools": [{}]}', "tools are not supported"),
+    (GOOD[:-1] + ', "score": NaN}', "not JSON compliant"),
     (GOOD.replace('"role": "user", ', ""), "KeyError"),
     (GOOD.replace('"b"', '"  "'), "the answer is empty"),
     (GOOD.replace('"b"', "7"), "line 2"),
@@ -2474,6 +2524,56 @@ def test_a_data_file_that_cannot_be_read_is_named(tiny_options, tmp_path, capsys
     assert cli("refine", "--data", data, "--out", tmp_path / "out", *tiny_options) == 2
     error = only_error(capsys)
     assert message in error and "data.jsonl" in error
+
+
+def test_the_data_are_not_overwritten(weak_file, tiny_options, capsys):
+    assert cli("finetune", "--data", weak_file, "--out", weak_file, *tiny_options) == 2
+    assert "would overwrite" in only_error(capsys)
+    side_file = weak_file.rename(weak_file.with_suffix(".answers"))
+    out = side_file.with_suffix("")
+    assert cli("refine", "--data", side_file, "--out", out, *tiny_options) == 2
+    assert "would overwrite" in only_error(capsys) and side_file.exists()
+
+
+def test_a_refinement_that_keeps_nothing_leaves_the_old_file(weak_file, tiny_options, capsys):
+    old = weak_file.read_text()
+    options = ["--method", "icl", "--n-icl", 1, "--max-new-tokens", 1, *tiny_options]
+    assert cli("refine", "--data", weak_file, "--out", weak_file, *options) == 2
+    assert "no answer is whole: raise --max-new-tokens" in capsys.readouterr().err
+    assert weak_file.read_text() == old
+
+
+def test_a_damaged_side_file_is_asked_again(weak_file, tiny_options, tmp_path, monkeypatch):
+    monkeypatch.setattr(w2s, "is_whole", always(True))
+    out = tmp_path / "out.jsonl"
+    argv = ["refine", "--data", weak_file, "--method", "icl", "--n-icl", 1, *tiny_options]
+    assert cli(*argv, "--out", out) == 0
+    monkeypatch.setattr(Path, "unlink", always(None))
+    assert cli(*argv, "--out", tmp_path / "again.jsonl") == 0
+    side_file = tmp_path / "again.jsonl.answers"
+    keys = re.findall('"([0-9a-f]{16})": ', side_file.read_text())
+    side_file.write_bytes(b"\xff" + "\n".join(f'\n{{"{key}": [null]}}' for key in keys).encode())
+    assert cli(*argv, "--out", tmp_path / "again.jsonl") == 0
+    assert (tmp_path / "again.jsonl").read_text() == out.read_text()
+
+
+def test_standard_output_that_cannot_be_written_to_ends_in_one_line():
+    code = "import sys, w2s; sys.exit(w2s.run(lambda: print('x' * 99)))"
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=-1, text=True)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "No space" in run.stderr
+
+
+def test_closed_streams_are_no_traceback():
+    code = "import sys, w2s; sys.exit(w2s.run(lambda: print(*w2s.read_lines('-'))))"
+    command = f'"{sys.executable}" -c "{code}" <&- >&-'
+    run = subprocess.run(command, shell=True, stderr=-1, text=True)
+    assert run.returncode == 2 and run.stderr == "error: standard input is closed: name a file\n"
+
+
+def test_memory_that_cannot_be_had_ends_in_one_line(capsys):
+    assert w2s.run(partial(torch.zeros, 2**50)) == 2
+    assert "lower --rank" in only_error(capsys)
 
 
 MISTAKES = [

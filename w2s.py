@@ -615,7 +615,7 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
         others = [pair for pair, text in zip(pairs, texts) if text != asked]
         examples = rng.sample(others, n_icl)
         conversations.append(with_examples(question, examples))
-    return whole_answers(lm.generate(conversations, max_new_tokens))
+    return whole_answers(ask(lm, conversations, max_new_tokens))
 
 
 INFER_CONCEPT = """Here are questions and answers. All answers are written in the same style.
@@ -635,25 +635,26 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     """
     check_pairs(questions, weak_answers, 0)
     max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
-    size = max(1, n_icl)
+    if n_icl < 1:
+        raise W2SError(f"n_icl={n_icl}: a concept can only be inferred from at least one pair")
     pairs = list(zip(questions, weak_answers))
     prompts = []
-    for start in range(0, len(pairs), size):
-        block = pairs_that_fit(lm, pairs[start : start + size], size)
+    for start in range(0, len(pairs), n_icl):
+        block = pairs_that_fit(lm, pairs[start : start + n_icl], n_icl)
         if not block:
             raise W2SError(
-                f"no weak answer from {start} to {start + size - 1} is short enough to infer the "
+                f"no weak answer from {start} to {start + n_icl - 1} is short enough to infer the "
                 "concept from: lower n_icl"
             )
         texts = [f"Question: {last_message(q)}\nAnswer: {a}" for q, a in block]
         prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(texts)))
-    sentences = lm.generate(prompts, 48)  # tokens: enough for one sentence
+    sentences = ask(lm, prompts, 48)  # tokens: enough for one sentence
     conversations = []
     for i, question in enumerate(questions):
-        concept = "The used style is " + sentences[i // size].removesuffix(CUT).strip()
+        concept = "The used style is " + sentences[i // n_icl].removesuffix(CUT).strip()
         system = {"role": "system", "content": concept}
         conversations.append([system, *without_system(question)])
-    return whole_answers(lm.generate(conversations, max_new_tokens))
+    return whole_answers(ask(lm, conversations, max_new_tokens))
 
 
 IMPROVE = (
@@ -676,7 +677,15 @@ def ask_to_improve(lm, questions, weak_answers, max_new_tokens=None):
     for question, answer in zip(questions, weak_answers):
         weak = {"role": "assistant", "content": answer}
         conversations.append([*as_conversation(question), weak, request])
-    return whole_answers(lm.generate(conversations, max_new_tokens))
+    return whole_answers(ask(lm, conversations, max_new_tokens))
+
+
+def ask(lm, conversations, max_new_tokens):
+    """lm's answers to conversations; W2SError if a client does not give a text for each."""
+    answers = list(lm.generate(conversations, max_new_tokens))
+    if list(map(type, answers)) != [str] * len(conversations):
+        raise W2SError(f"the model must give a text for each of {len(conversations)} conversations")
+    return answers
 
 
 def with_examples(question, examples):
@@ -721,8 +730,8 @@ def check_pairs(questions, weak_answers, n_icl):
     different = len({question_text(q) for q in questions})
     if not 0 <= n_icl < different:
         raise W2SError(
-            f"n_icl={n_icl} needs at least {n_icl + 1} different questions, "
-            f"there are {different}: lower n_icl"
+            f"n_icl={n_icl} needs at least {n_icl + 1} different questions with answers that fit "
+            f"in the context, there are {different}: lower n_icl"
         )
 
 
@@ -810,6 +819,7 @@ def refine_by_agreement(
     A report goes to standard error. Raises W2SError for an empty weak answer, too few questions
     or good examples, a bad share to keep, or if no answer is good.
     """
+    questions, weak_answers = list(questions), list(weak_answers)
     check_pairs(questions, weak_answers, 1 if n_icl is None else n_icl)
     if not 0 < keep <= 1:
         raise W2SError(f"keep={keep} is no share: it must be above 0 and at most 1")
@@ -818,7 +828,7 @@ def refine_by_agreement(
     rng = random.Random(seed)
     order = rng.sample(range(len(questions)), len(questions))  # breaks ties at random
     # 0. The plain answers. They are compared, not learnt, so a cut one will do.
-    plain = lm.generate([as_conversation(q) for q in questions], max_new_tokens)
+    plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in plain]
     concept = Concept(questions, weak_answers, plain)
     asked = questions
@@ -838,7 +848,7 @@ def refine_by_agreement(
     conversations = []
     for _ in range(draws):
         conversations += share_examples(asked, pairs, n_icl, rng)
-    drawn = lm.generate(conversations, max_new_tokens)
+    drawn = ask(lm, conversations, max_new_tokens)
     # 3. The labels: the best of a question's answers, of the best share of the questions.
     good = best_of(questions, plain, drawn, concept)
     kept = keep_agreed(questions, plain, good, keep)
@@ -890,7 +900,8 @@ def is_good(question, answer, concept):
 
 def repeats_itself(answer):
     """Whether 30 characters in a row occur twice, or 20 three times: a small model that loops."""
-    text = " ".join(answer.split())
+    text = re.sub(r"https?://\S+|[-=_*|~]{4,}", " ", answer)  # addresses and lines drawn in text
+    text = " ".join(text.split())
     for length, most in (30, 1), (20, 2):
         runs = Counter(text[start : start + length] for start in range(len(text) - length + 1))
         if max(runs.values(), default=0) > most:
@@ -967,7 +978,9 @@ def report_answers(questions, groups, concept):
     kept = [i for i in range(n) if groups["kept"][i] is not None]
     for i in kept[:2]:
         notice(f"\nweak: {groups['weak'][i][:200]}\nrefined: {groups['kept'][i][:200]}")
-    if not concept.visible:
+    if not concept.weight:
+        notice("warning: there are too few answers to see a concept")
+    elif not concept.visible:
         notice("warning: by their words, weak and plain answers are alike: there is no concept")
     if counts["weak"][-1] == 0:
         notice("warning: the model agrees with no weak answer: the examples are random")
@@ -1002,7 +1015,9 @@ def agreement(questions, plain_answers, answers):
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 )
-WORD = rf"[{UNSPACED}]|[^\W{UNSPACED}]+"
+# Marks belong to the letter before them, such as the vowel signs of Hindi; \w does not match them.
+MARKS = "".join(chr(c) for c in range(0x11000) if unicodedata.category(chr(c))[0] == "M")
+WORD = rf"[{UNSPACED}]|(?:[^\W{UNSPACED}][{MARKS}]*)+"
 
 
 def words(text):
@@ -1236,10 +1251,11 @@ def write_gguf(file, raw, align, entries, arrays):
 def replacing(path):
     """A binary file to write that becomes the file at this path when it is complete.
 
-    A device, a pipe or a link is written through instead of being replaced.
+    A device or a pipe is written through instead of being replaced; a link stays, its target is
+    replaced.
     """
-    path = Path(path)
-    through = path.is_symlink() or (path.exists() and not path.is_file())
+    path = Path(os.path.realpath(path))
+    through = path.exists() and not path.is_file()
     part = path if through else path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -1423,6 +1439,8 @@ class Tokenizer:
     """
 
     def __init__(self, meta, path="the model file", form=None):
+        if form not in (None, "chatml", "plain"):
+            raise ValueError(f"form must be chatml, plain or None, not {form!r}")
         kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
         self.patterns = pre_tokenizer(pre)
         self.llama3 = pre == "llama-bpe"  # whole words need no merge; BOS unless the file says no
@@ -1455,22 +1473,25 @@ class Tokenizer:
         self.id = {text: i for i, text in enumerate(self.tokens)}
         merges = meta["tokenizer.ggml.merges"]
         self.merge_rank = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}
+        if not {"".join(pair) for pair in self.merge_rank} <= self.id.keys():
+            raise ValueError("a merge does not give a token")
         kinds = dict(zip(self.tokens, meta["tokenizer.ggml.token_type"], strict=True))
         self.special = {text: self.id[text] for text in kinds if kinds[text] == CONTROL}
-        user_defined = [text for text in kinds if kinds[text] == USER_DEFINED]
+        self.eos = meta["tokenizer.ggml.eos_token_id"]
+        bos = meta.get("tokenizer.ggml.bos_token_id", self.eos)
+        if min(bos, self.eos) < 0:
+            raise ValueError("a token number is negative")
+        self.bos_text, self.eos_text = self.tokens[bos], self.tokens[self.eos]
+        control = END_TOKENS | {self.bos_text, self.eos_text}  # whatever their kind
+        user_defined = [t for t in kinds if kinds[t] == USER_DEFINED and t not in control]
         self.split_words = splitter(user_defined)
         self.split_all = splitter([*self.special, *user_defined])
         self.bytes = []  # of each token
         for text in self.tokens:
             is_bytes = kinds[text] == NORMAL
             self.bytes.append(bytes([byte[c] for c in text]) if is_bytes else text.encode())
-        self.eos = meta["tokenizer.ggml.eos_token_id"]
         ends = END_TOKENS & self.special.keys()
         self.end_tokens = sorted({self.eos, *(self.special[text] for text in ends)})
-        bos = meta.get("tokenizer.ggml.bos_token_id", self.eos)
-        if min(bos, self.eos) < 0:
-            raise ValueError("a token number is negative")
-        self.bos_text, self.eos_text = self.tokens[bos], self.tokens[self.eos]
         self.begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", self.llama3) else []
 
     def read_template(self, template, form):
@@ -1494,8 +1515,9 @@ class Tokenizer:
             if not letters or not set(letters) <= self.id.keys():
                 raise W2SError(f"the model has no token for {char!a}: take it out of the text")
             parts += letters
-        if self.llama3 and "".join(parts) in self.id:
-            parts = ["".join(parts)]
+        whole = "".join(parts)
+        if self.llama3 and whole in self.id and whole not in self.special:
+            parts = [whole]
         while pairs := [pair for pair in zip(parts, parts[1:]) if pair in self.merge_rank]:
             best, merged = min(pairs, key=self.merge_rank.get), parts[:1]
             for part in parts[1:]:  # what was merged does not merge again in this round
@@ -1764,7 +1786,7 @@ def load(path=None, device=None, dtype=None, form=None):
     Raises W2SError, naming the file, unless it is a GGUF v3 file of a supported architecture,
     tensor type, tokenizer and chat template.
     """
-    path = path or default_model()
+    path = default_model() if path is None else path
     device = find_device(device)
     dtype = dtype or fast_dtype(device)
     file = read_gguf(path)
@@ -1806,9 +1828,12 @@ def default_model():
 def find_device(name):
     """The torch.device of this name (None: a GPU if there is one); W2SError if it does not work."""
     rank_and_world_size()  # picks this process's GPU, where there are several processes
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros((), device=name).device
+        zero = torch.zeros((), device=name)
+        zero.item()  # fails on a device without values
+        return zero.device
     except Exception as e:  # each backend has its own
         reason = str(e).splitlines()[0]
         raise W2SError(f"device {name} cannot be used: {reason}: use --device cpu") from None
@@ -1842,7 +1867,8 @@ def read_config(file, arch, vocab, path):
             qwen2=arch == "qwen2",
         )
         rotary = int(meta.get("rope.dimension_count", dim // heads))
-        sized = min(c.layers, c.kv_heads, c.ffn_dim, c.context_length, c.eps, c.rope_base) > 0
+        sizes = [c.layers, dim, heads, c.kv_heads, c.ffn_dim, c.context_length, c.eps, c.rope_base]
+        sized = 0 < min(sizes) and max(sizes) < math.inf
         fits = dim % (2 * heads) == 0 and heads % c.kv_heads == 0 and rotary == dim // heads
         if not sized or not fits or c.layers > len(file.tensors):
             raise ValueError(f"sizes that do not fit together: {c}")
@@ -1905,6 +1931,8 @@ class LM:
         entries = []
         for name, w in weights.items():
             number = F32 if w.dim() == 1 else BF16 if in_bf16 else F16
+            if not torch.isfinite(w.to(FLOATS[number])).all():
+                raise W2SError(f"{path}: {name} is not finite: lower the learning rate")
             entries.append((name, list(w.shape), number))
         layouts = ((rotary_layout(c, name, weights[name], True), n) for name, _, n in entries)
         arrays = (raw_bytes(w, FLOATS[n]) for w, n in layouts)  # one at a time is in memory
@@ -1934,8 +1962,8 @@ class LM:
                 raise W2SError(
                     f"the conversation that ends with {last_message(conversation)[:40]!r} is "
                     f"too long: {len(context) + len(turn)} tokens and {new} for the answer "
-                    f"exceed the model's context of {longest}: shorten it, or lower "
-                    "max_new_tokens or n_icl"
+                    f"exceed the model's context of {longest}: shorten it or leave it out, or "
+                    "lower max_new_tokens or n_icl"
                 )
         return prompts
 
@@ -2134,9 +2162,15 @@ def read_lines(path):
     W2SError, naming the file, for other content; OSError if it cannot be read.
     """
     if str(path) == "-":
+        if sys.stdin is None:
+            raise W2SError("standard input is closed: name a file")
         if sys.stdin.isatty():
-            print("reading lines from the terminal, until Ctrl-D", file=sys.stderr)
-        raw = sys.stdin.buffer.read()
+            notice("reading lines from the terminal, until Ctrl-D")
+        process, processes = rank_and_world_size()
+        shared = [sys.stdin.buffer.read() if process == 0 else b""]
+        if processes > 1:
+            dist.broadcast_object_list(shared)
+        (raw,) = shared
     else:
         raw = Path(path).read_bytes()
     if raw[:2] == b"\x1f\x8b":
@@ -2175,25 +2209,30 @@ def parse_chat(row, lm=None):
 
     "weight": 0 in the answer means not to learn it: the answer is then None.
     """
-    *question, answer = row["messages"]
-    for message in row["messages"]:
-        if message["role"] not in ("system", "user", "assistant"):
-            raise ValueError(f"role {message['role']!r}")
+    *question, answer = messages = row["messages"]
+    for message in messages:
         if not isinstance(message["content"], str):
             raise ValueError("content must be text")
         unknown = message.keys() - {"role", "content", "weight"}
         if unknown or message.get("weight", 0) not in (0, 1):
             raise ValueError(f"{sorted(unknown) or 'this weight'} is not supported")
+    if row.get("tools") or row.get("functions"):
+        raise ValueError("tools are not supported")
+    roles = [message["role"] for message in messages]
+    if roles[0] == "system":
+        roles = roles[1:]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(f"roles {roles} do not alternate between user and assistant")
     if any(message.get("weight") == 1 for message in question):
         raise ValueError("only the last turn is learnt: give earlier ones lines of their own")
-    if answer["role"] != "assistant" or question[-1]["role"] != "user":
-        raise ValueError("no question with an answer")
+    json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # no half character, no NaN
+    if answer.get("weight") == 0:
+        return question, None, row
     if not answer["content"].strip():
         raise ValueError("the answer is empty")
-    json.dumps(row, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character
     if lm:
         lm.answer_rows([question], [answer["content"]])
-    return question, None if answer.get("weight") == 0 else answer["content"], row
+    return question, answer["content"], row
 
 
 def chat_line(question, answer, row=None):
@@ -2211,6 +2250,7 @@ def write_file(path, text):
 
 def check_out(path, size=0):
     """W2SError unless the file can be written and its disk has `size` bytes free."""
+    path = Path(os.path.realpath(path))
     folder = path.parent
     if path.is_dir():
         raise W2SError(f"{path}: is a folder: name a file")
@@ -2248,7 +2288,7 @@ class Resumable:
         self.model = lm.fingerprint()  # another model's answers are not this one's
         self.known = {}
         self.path.open("a").close()
-        for line in self.path.read_text(encoding="utf-8").split("\n"):
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 self.known |= json.loads(line)
             except (ValueError, TypeError):
@@ -2265,7 +2305,8 @@ class Resumable:
             part = order[start : start + self.chunk]
             asked = [conversations[i] for i in part]
             key = digest([self.model, asked, max_new_tokens])
-            if key not in self.known:
+            known = self.known.get(key)
+            if not isinstance(known, list) or list(map(type, known)) != [str] * len(part):
                 self.known[key] = self.lm.generate(asked, max_new_tokens)
                 if rank_and_world_size()[0] == 0:
                     with self.path.open("a", encoding="utf-8") as f:
@@ -2370,8 +2411,14 @@ def parse_arguments(argv):
 def main(argv=None):
     """The command line: refine, finetune and generate."""
     args = parse_arguments(argv)
+    if args.out == "/dev/stdout":
+        args.out = "-"
     if args.out != "-":
         check_out(Path(args.out))
+        data = getattr(args, "data", "-")
+        written = args.out + (".answers" if args.command == "refine" else "")
+        if data != "-" and os.path.realpath(data) == os.path.realpath(written):
+            raise W2SError(f"--out {args.out}: would overwrite {data}: choose another name")
     elif args.command == "finetune":
         raise W2SError("--out: a model cannot go to standard output: name a file")
     {"refine": run_refine, "finetune": run_finetune, "generate": run_generate}[args.command](args)
@@ -2401,6 +2448,8 @@ def run_refine(args):
             print("to resume, run the same command", file=sys.stderr)
             raise
     kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
+    if not kept:
+        raise W2SError("no answer is whole: raise --max-new-tokens")
     write_lines(args.out, [chat_line(*row) for row in kept])
     if resumable:
         side_file.unlink(missing_ok=True)  # another process may have done it
@@ -2448,15 +2497,25 @@ def write_lines(path, lines):
 def run(command):
     """The exit code of a program's main function: 0; 2 after a user's mistake, which is printed as
     one line; 130 after Ctrl-C."""
+    for name in ("stdout", "stderr"):  # None if it is closed
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
     sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
     try:
         if rank_and_world_size()[0] > 0:
             sys.stdout = open(os.devnull, "w")
-        return command() or 0
-    except torch.OutOfMemoryError as e:
-        print(f"error: {str(e).splitlines()[0]}: try --device cpu", file=sys.stderr)
+        command()
+        sys.stdout.flush()
+        return 0
     except (W2SError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
+        if getattr(e, "filename", "") is None:  # standard output cannot be written to
+            sys.stdout = None  # or Python would try once more at its exit
+    except (MemoryError, RuntimeError) as e:
+        reason = str(e).splitlines()[0]
+        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in reason:
+            raise
+        remedy = "lower --rank or --max-new-tokens, or leave the GPU with --device cpu"
+        print(f"error: {reason}: {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
