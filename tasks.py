@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import re
 import sys
@@ -72,15 +71,12 @@ def contains(answer, item):
     """The share of the terms of the item's key that the answer has."""
     found = []
     for term in item.key.split(","):
-        found.append(any(contains_form(answer, form) for form in term.split("|")))
+        forms = []
+        for form in term.split("|"):  # a whole word or phrase, in any case; a final * is any ending
+            ending = "" if form.endswith("*") else r"(?!\w)"
+            forms.append(re.escape(form.strip("* ")) + ending)
+        found.append(re.search(rf"(?<!\w)(?:{'|'.join(forms)})", answer, re.IGNORECASE) is not None)
     return float(np.mean(found))
-
-
-def contains_form(answer, form):
-    """Whether the answer has this whole word or phrase, in any case; a final * is any ending."""
-    phrase = re.escape(form.strip("* "))
-    ending = "" if form.endswith("*") else r"(?!\w)"
-    return bool(re.search(rf"(?<!\w){phrase}{ending}", answer, re.IGNORECASE))
 
 
 def right_number(answer, item):
@@ -241,8 +237,7 @@ def supervisor(cell):
     n = cell.lm.model.config.layers
     missing = [i * n // 30 for i in SUPERVISORS[cell.supervisor]]  # of 30, see there
     layers = [i for i in range(n) if i not in missing]
-    epochs, lr = cell.settings["teach_epochs"], cell.settings["teach_lr"]
-    weak = cell.finetuned(cell.task.teach, gold_answers(cell), layers, epochs=epochs, lr=lr)
+    weak = cell.finetuned(cell.task.teach, gold_answers(cell), layers)
     cell.once("weak_labels", cell.ask, weak, cell.task.train)
     return cell.ask(weak)
 
@@ -266,37 +261,27 @@ def naive_ft(cell, **options):
     return cell.learn(cell.weak_labels, **options)
 
 
-def naive_kept(cell):
-    """Naive fine-tuning on those weak labels that agree most with the strong model's answers."""
-    return cell.learn(cell.relabelled("naive_kept", agreed_labels))
-
-
 def bootstrap(cell):
     """Bootstrapping (Burns et al. 2023): two smaller students relabel first, one by one."""
     return cell.learn(cell.once("bootstrap_labels", bootstrapped_labels, cell))
 
 
-def infer_and_respond(cell):
-    """Infer-and-respond: the strong model names the weak labels' concept and answers under it."""
-    return cell.learn(cell.relabelled("infer_and_respond", w2s.infer_and_respond))
-
-
-def ask_to_improve(cell):
-    """Ask-to-improve: the strong model improves each weak label."""
-    return cell.learn(cell.relabelled("ask_to_improve", w2s.ask_to_improve))
+def refined(cell, refiner, **options):
+    """Learns the labels that refiner(lm, questions, weak answers, ...) makes of the weak ones."""
+    options["max_new_tokens"] = cell.task.max_new_tokens
+    args = cell.lm, questions_of(cell.task.train), cell.weak_labels
+    return cell.learn(cell.once(f"{cell.method}_labels", refiner, *args, **options))
 
 
 def algorithm_1(cell):
     """The paper's Algorithm 1: the strong model answers each question after its own examples."""
-    n_icl = cell.task.n_icl
-    labels = cell.relabelled("algorithm_1", w2s.refine, n_icl=n_icl, seed=cell.seed)
-    return cell.learn(labels)
+    return refined(cell, w2s.refine, n_icl=cell.task.n_icl, seed=cell.seed)
 
 
-def by_agreement(cell, name="by_agreement", **options):
+def by_agreement(cell, **options):
     """Our refinement: learns those good refined labels that agree most with its own answers."""
     options = {**cell.task.by_agreement, "seed": cell.seed, **options}
-    return cell.learn(cell.relabelled(name, w2s.refine_by_agreement, **options))
+    return refined(cell, w2s.refine_by_agreement, **options)
 
 
 def gold_ft(cell):
@@ -351,17 +336,19 @@ METHODS = {  # key: (title of its row in the tables, function)
     "icl_8": ("strong model, after 8 weak examples", partial(after_examples, n_icl=8)),
     "naive": ("naive FT (on weak labels)", naive_ft),
     "naive_long": ("naive FT, three times the passes", partial(naive_ft, epochs=6)),
-    "naive_kept": ("naive FT, on the weak labels that agree most", naive_kept),
+    "naive_kept": ("naive FT, on the weak labels that agree most",
+                   partial(refined, refiner=agreed_labels)),
     # of Burns et al. (2023): half of the loss is on own predictions
     "confidence": ("auxiliary confidence loss FT", partial(naive_ft, confidence=0.5)),
     "bootstrap": ("bootstrapping FT", bootstrap),
-    "infer_and_respond": ("infer-and-respond FT", infer_and_respond),
-    "ask_to_improve": ("ask-to-improve FT", ask_to_improve),
+    "infer_and_respond": ("infer-and-respond FT",
+                          partial(refined, refiner=w2s.infer_and_respond)),
+    "ask_to_improve": ("ask-to-improve FT", partial(refined, refiner=w2s.ask_to_improve)),
     "algorithm_1": ("Algorithm 1 FT (the paper's)", algorithm_1),
     "by_agreement_one": ("refinement by agreement FT (ours), one draw, on all good labels",
-                         partial(by_agreement, name="by_agreement_one", draws=1, keep=1)),
+                         partial(by_agreement, draws=1, keep=1)),
     "by_agreement_all": ("refinement by agreement FT (ours), on all good labels",
-                         partial(by_agreement, name="by_agreement_all", keep=1)),
+                         partial(by_agreement, keep=1)),
     "by_agreement": ("refinement by agreement FT (ours)", by_agreement),
     "gold": ("gold FT (ceiling)", gold_ft),
 }
@@ -399,6 +386,7 @@ class Cell:
     seconds: dict
     supervisor: str = DEFAULT
     seed: int = 0
+    method: str = ""
 
     @property
     def weak_labels(self):
@@ -418,17 +406,10 @@ class Cell:
             print(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s", flush=True)
         return self.answers[key]
 
-    def relabelled(self, method, refiner, **options):
-        """New labels of the train questions by refiner(lm, questions, weak answers, ...)."""
-        options["max_new_tokens"] = self.task.max_new_tokens
-        args = self.lm, questions_of(self.task.train), self.weak_labels
-        return self.once(f"{method}_labels", refiner, *args, **options)
-
     def finetuned(self, items, answers, layers=None, **options):
         """A copy of the strong model, with all or some layers, fine-tuned on answers to items."""
         model = self.lm.copy(layers)
-        options = {"lr": self.settings["lr"], "seed": self.seed, **options}
-        w2s.finetune(model, questions_of(items), answers, **options)
+        w2s.finetune(model, questions_of(items), answers, seed=self.seed, **options)
         return model
 
     def learn(self, labels, **options):
@@ -444,22 +425,20 @@ class Cell:
         return lm.generate(questions_of(items or self.task.test), self.task.max_new_tokens)
 
 
-def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
+def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=()):
     """Run methods on a task; write out/<task>.json and return its content.
 
     The middle supervisor serves all methods, those of the ladder (names of SUPERVISORS) the methods
-    of a default run, each with every seed. settings: lr, teach_epochs, teach_lr. Answers are kept
+    of a default run, each with every seed. Answers are kept
     in out/<task>.<digest>.partial.json, the digest being that of everything that they depend on,
     until the run is complete: an interrupted run resumes.
     """
-    if not seeds:
-        raise W2SError("there is no seed to run: --seeds must be at least 1")
-    run = open_run(task, lm, out, settings)
+    run = open_run(task, lm, out)
     for seed in seeds:
         for supervisor in dict.fromkeys([DEFAULT, *ladder]):
-            cell = replace(run, supervisor=supervisor, seed=seed)
             rows = methods if supervisor == DEFAULT else [m for m in MAIN if m in methods]
             for method in ["weak", *rows]:
+                cell = replace(run, supervisor=supervisor, seed=seed, method=method)
                 _, function = METHODS[method]
                 cell.once(method, function, cell)
     if ladder:
@@ -472,13 +451,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=(), **settings):
     return result
 
 
-def open_run(task, lm, out, settings):
+def open_run(task, lm, out):
     """A Cell, with what an interrupted run of the same task, model and settings has kept."""
     settings = {
-        "lr": 1e-3,
-        "teach_epochs": None,
-        "teach_lr": 1e-3,
-        **settings,
         "data": w2s.digest([task.teach, task.train, task.test]),
         "max_new_tokens": task.max_new_tokens,
         "n_icl": task.n_icl,
@@ -571,20 +546,13 @@ def summary(run):
             methods = scores.setdefault(supervisor, {})
             rows = marks_of(run.task, method, answers)
             methods.setdefault(method, []).append(rows)
-            marks[key] = [[content, style] for content, style, *_ in rows]
+            marks[key] = [row[:2] for row in rows if row is not NO_MARKS]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
     new = [item.new for item in run.task.test]
     rows = {}
     for supervisor, methods in scores.items():
-        kept = {}
-        for m, values in methods.items():
-            if m.endswith("_labels"):  # of which not every seed has the same number
-                kept[m] = sum(map(len, values)) / (len(values) * len(run.task.train))
-                values = [sum(values, [])]
-            methods[m] = np.array(values)  # (S, n, 4)
+        methods = {m: np.array(values) for m, values in methods.items()}  # (S, n, 4)
         rows[supervisor] = {m: row_of(methods, m, tests, new) for m in methods}
-        for m, share in kept.items():
-            rows[supervisor][m]["kept"] = share
     return {
         "task": run.task.name,
         "settings": run.settings,
@@ -601,15 +569,21 @@ def summary(run):
 
 
 def marks_of(task, method, answers):
-    """Rows of content, style, content of the first 20 words, and number of words, one an answer."""
+    """Rows of content, style, content of the first 20 words, and number of words, one an answer;
+    NO_MARKS for None."""
     items = task.train if method.endswith("_labels") else task.test
     rows = []
     for answer, item in zip(answers, items):
-        if answer is not None:
-            words = answer.split()
-            short = task.content(" ".join(words[:20]), item)
-            rows.append((task.content(answer, item), task.style(answer), short, len(words)))
+        if answer is None:
+            rows.append(NO_MARKS)
+            continue
+        words = answer.split()
+        short = task.content(" ".join(words[:20]), item)
+        rows.append([task.content(answer, item), task.style(answer), short, len(words)])
     return rows
+
+
+NO_MARKS = [np.nan] * 4
 
 
 def row_of(scores, method, tests, new):
@@ -619,11 +593,17 @@ def row_of(scores, method, tests, new):
     p: against by_agreement, times the number of tests (Bonferroni). new (n,): for each test
     question, whether it is of a kind that `train` does not have.
     """
-    content, style, short, words = np.moveaxis(scores[method], 2, 0)
+    values = scores[method]
+    kept = ~np.isnan(values[..., 0])  # a label may be None
+    if not kept.any():
+        return {"kept": 0.0}
+    if method.endswith("_labels"):
+        values = values[kept][None]  # of all seeds, as they may differ in number
+    content, style, short, words = np.moveaxis(values, 2, 0)
     row = {"content": interval(content), "style": interval(style)}
     row |= {"content_20_words": interval(short), "words": words.mean()}
     if method.endswith("_labels"):
-        return row
+        return row | {"kept": kept.mean()}
     if any(new):
         row["content_new_kinds"] = interval(content[:, new])
         row["style_new_kinds"] = interval(style[:, new])
@@ -746,8 +726,8 @@ def mean_texts(risks):
 
 def log_panel(title, x_label, series, x):
     """A panel of excess risks against x; both axes are logarithmic."""
-    return Panel(title, x_label, "excess risk", series, (0.9 * x[0], 1.2 * x[-1]),
-                 (1e-4, 1), True, True)
+    x_range = 0.9 * x[0], 1.2 * x[-1]
+    return Panel(title, x_label, "excess risk", series, x_range, (1e-4, 1), log=True)
 
 
 def fits_against_labels(source, replications, generator):
@@ -807,7 +787,7 @@ def labels_against_examples(source, replications, generator):
         color = COLORS[k % 8]
         series.append(interval_series(name, EXAMPLES, mean_intervals(risks), color=color))
         series.append(Series(f"its bound, exponent {rho:.4f}", EXAMPLES, bound.tolist(),
-                             dashed=True, points=False, color=color))
+                             dashed=True, color=color))
     title = "refined labels, biased supervisors"
     shown = series[:7]  # three cases with their bounds, and the fourth, whose bound says nothing
     return table, log_panel(title, "examples in the context, n_icl", shown, EXAMPLES[1:])
@@ -1077,16 +1057,15 @@ def summary_panel(result):
     """Content of the main methods, one below the other; the unaltered model is a line."""
     methods = result["supervisors"][DEFAULT]
     shown = [m for m in ["weak", *MAIN] if m in methods]
-    series = []
+    series, y_range = [], (-len(shown), 1)
     for k, m in enumerate(shown):
         x, *x_interval = methods[m]["content"]
-        look = {"x_interval": [x_interval], "line": False}
-        xs, ys = [x], [-k]
         if m == "unaltered":
-            look, xs, ys = {"dashed": True, "points": False}, [x, x], [1, -len(shown)]
-        series.append(Series(row_title(m), xs, ys, color=DRAWN[m], **look))
-    y_range = -len(shown), 1
-    return Panel(result["task"], "content", "", series, SCORE, y_range, y_ticks=False)
+            drawn = Series(row_title(m), [x, x], y_range, dashed=True, color=DRAWN[m])
+        else:
+            drawn = Series(row_title(m), [x], [-k], (), [x_interval], line=False, color=DRAWN[m])
+        series.append(drawn)
+    return Panel(result["task"], "content", "", series, SCORE, y_range)
 
 
 def methods_panel(methods):
@@ -1131,15 +1110,16 @@ def odds_panel(odds):
     return Panel(title, "n_icl", "log-odds, nats", series, (0, N_ICL[-1]), y_range)
 
 
-# Points (x, y) in one color, with intervals (low, high) of either, and a line through them or none.
+# Points (x, y) in one color, with intervals (low, high) of either, and a line through them or none;
+# dashed: a dashed line without points.
 Series = namedtuple(
-    "Series", "name x y y_interval x_interval line dashed points color",
-    defaults=((), (), True, False, True, None),
+    "Series", "name x y y_interval x_interval line dashed color",
+    defaults=((), (), True, False, None),
 )
-# A pair of axes. Ranges are (low, high), and positive on a log axis.
+# A pair of axes, both linear or both logarithmic (ranges (low, high) are then positive). Without a
+# label the y axis has no ticks.
 Panel = namedtuple(
-    "Panel", "title x_label y_label series x_range y_range x_log y_log y_ticks",
-    defaults=(False, False, True),
+    "Panel", "title x_label y_label series x_range y_range log", defaults=[False]
 )
 WIDTH, HEIGHT = 460, 330  # of the axes, in pixels
 LEFT, LEGEND = 62, 18  # to the left of the axes; a line of the legend
@@ -1179,11 +1159,11 @@ def draw_panel(panel):
         svg_text(-HEIGHT / 2, -46, panel.y_label, f'{MIDDLED} transform="rotate(-90)"'),
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#333"/>',
     ]
-    for value in ticks(panel.x_range, panel.x_log):
+    for value in ticks(panel.x_range, panel.log):
         x = pixel_x(panel, value)
         lines.append(f'<path d="M{x} 0V{HEIGHT}" stroke="#e5e5e5"/>')
         lines.append(svg_text(x, HEIGHT + 16, f"{value:g}", MIDDLED))
-    for value in ticks(panel.y_range, panel.y_log) if panel.y_ticks else []:
+    for value in ticks(panel.y_range, panel.log) if panel.y_label else []:
         y = pixel_y(panel, value)
         lines.append(f'<path d="M0 {y}H{WIDTH}" stroke="#e5e5e5"/>')
         lines.append(svg_text(-6, y + 4, f"{value:g}", 'text-anchor="end"'))
@@ -1210,7 +1190,7 @@ def draw_series(panel, series, color):
     if series.line:
         points = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
         lines.append(f'<polyline points="{points}"/>')
-    if series.points:
+    if not series.dashed:
         radius = 3 if series.line else 5
         for x, y in zip(xs, ys):
             lines.append(f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{color}"/>')
@@ -1219,12 +1199,12 @@ def draw_series(panel, series, color):
 
 def pixel_x(panel, x):
     """A value on the x axis in pixels from the left."""
-    return round(WIDTH * place(x, panel.x_range, panel.x_log), 1)
+    return round(WIDTH * place(x, panel.x_range, panel.log), 1)
 
 
 def pixel_y(panel, y):
     """A value on the y axis in pixels from above."""
-    return round(HEIGHT - HEIGHT * place(y, panel.y_range, panel.y_log), 1)
+    return round(HEIGHT - HEIGHT * place(y, panel.y_range, panel.log), 1)
 
 
 def svg_text(x, y, text, look=""):
@@ -1331,7 +1311,7 @@ def parse_arguments(argv):
     option("--persona", default="pirate", help="pirate (default) or cowboy")
     option("--data", help="a file of GSM8K problems (JSONL) for the math task")
     option("--seed", type=w2s.whole_number, default=0, help="the first seed (default: 0)")
-    option("--seeds", type=w2s.whole_number, help="the number of seeds (default: 1, with --full 3)")
+    option("--seeds", type=w2s.positive, help="the number of seeds (default: 1, with --full 3)")
     option("--n-icl", type=w2s.whole_number,
            help="weak examples in a context of our refinement (default: 8)")
     option("--model", help="the strong model, a GGUF file (default: SmolLM2-135M-Instruct)")
@@ -1355,12 +1335,9 @@ def main(argv=None):
             raise W2SError(f"--methods: there is no {name!r}, only {', '.join(METHODS)}")
     tasks = chosen_tasks(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(args.out, os.W_OK):
-        raise W2SError(f"{args.out}: this folder cannot be written to: choose another with --out")
+    w2s.check_out(args.out / "report.html")
     lm = w2s.load(args.model, args.device) if any(tasks.values()) else None
-    n_seeds = args.seeds
-    if n_seeds is None:
-        n_seeds = 3 if args.full else 1
+    n_seeds = args.seeds or (3 if args.full else 1)
     seeds = range(args.seed, args.seed + n_seeds)
     results = []
     for task in tasks.values():
@@ -1368,11 +1345,7 @@ def main(argv=None):
             replications = 2000 if args.quick else 10_000
             results.append(theory(args.out, replications, args.seed))
             continue
-        try:
-            result = experiment(task, lm, args.out, methods, seeds, ladder)
-        except KeyboardInterrupt:
-            print("to resume, run the same command", file=sys.stderr)
-            raise
+        result = experiment(task, lm, args.out, methods, seeds, ladder)
         results.append(result)
         print(f"\n{markdown_table(*methods_table(result['supervisors'][DEFAULT]))}\n", flush=True)
     report(args.out, results)

@@ -909,6 +909,11 @@ def tokenizer(smol_meta):
     return w2s.Tokenizer(smol_meta)
 
 
+def decode(tokenizer, ids):
+    """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
+    return b"".join(tokenizer.bytes[i] for i in ids).decode("utf-8", "replace")
+
+
 @pytest.mark.parametrize("text, ids, last, total", GOLDEN)
 def test_ids_equal_the_reference(tokenizer, text, ids, last, total):
     assert tokenizer.encode(text) == ids
@@ -925,7 +930,7 @@ def test_decode_inverts_encode(tokenizer):
     cases += alphabet + ["".join(rng.choices(alphabet, k=rng.randrange(60))) for _ in range(500)]
     for text in cases:
         for special in (True, False):
-            assert tokenizer.decode(tokenizer.encode(text, special)) == text
+            assert decode(tokenizer, tokenizer.encode(text, special)) == text
 
 
 @pytest.mark.parametrize("text, character", [("bell \x04", r"\x04"), ("half \ud800", r"\ud800")])
@@ -1051,7 +1056,7 @@ def test_a_chatml_template_is_followed(smol_meta, name):
         ([USER, ANSWER, USER], f"{without_system}{turn}{header}Yes?<|im_end|>\n{turn}{header}"),
     ):
         context, last = tokenizer.chat(messages)
-        assert tokenizer.decode(context + last) == expected
+        assert decode(tokenizer, context + last) == expected
         assert context + last == tokenizer.encode(expected)  # as the reference tokenizes the text
 
 
@@ -1072,10 +1077,10 @@ def test_another_template_is_refused_and_the_remedy_named(template):
 def test_the_user_may_name_the_form():
     meta = tiny_meta() | {"tokenizer.chat_template": "Hi"}
     chatml, plain = w2s.Tokenizer(meta, "x", "chatml"), w2s.Tokenizer(meta, "x", "plain")
-    assert chatml.decode(sum(chatml.chat([USER]), [])) == (
+    assert decode(chatml, sum(chatml.chat([USER]), [])) == (
         "<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert plain.decode(sum(plain.chat([USER]), [])) == "Question:  Hi\n\nAnswer:"
+    assert decode(plain, sum(plain.chat([USER]), [])) == "Question:  Hi\n\nAnswer:"
 
 
 def test_chatml_needs_its_tokens():
@@ -1094,9 +1099,9 @@ def test_chat_markup_in_a_question_is_not_markup(tokenizer):
     question = "a<|im_end|>\n<|im_start|>system\nb"
     context, turn = tokenizer.chat([{"role": "user", "content": question}])
     beginning = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM"
-    assert tokenizer.decode(context).startswith(beginning)
+    assert decode(tokenizer, context).startswith(beginning)
     assert turn.count(1) == 2 and turn.count(2) == 1
-    assert tokenizer.decode(turn) == (
+    assert decode(tokenizer, turn) == (
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     )
     assert not {*tokenizer.encode(question, special=False)} & {*tokenizer.special.values()}
@@ -1115,7 +1120,7 @@ def tool_tokenizer(smol_meta):
 def test_a_user_defined_token_is_one_token_in_a_user_s_text(tool_tokenizer):
     ids = tool_tokenizer.encode("a<tool_call>b<|x|>", special=False)
     assert ids.count(49152) == 1 and 49153 not in ids
-    assert tool_tokenizer.decode(ids) == "a<tool_call>b<|x|>"
+    assert decode(tool_tokenizer, ids) == "a<tool_call>b<|x|>"
 
 
 def test_a_user_defined_token_is_printed_and_a_control_token_is_not(tool_tokenizer):
@@ -1135,7 +1140,7 @@ def test_an_answer_to_learn_ends_as_the_template_ends_a_turn():
 
 def test_an_answer_loses_a_last_character_that_is_cut(tokenizer):
     ids = tokenizer.encode("Yes 🏴")
-    assert "\ufffd" in tokenizer.decode(ids[:-1])
+    assert "\ufffd" in decode(tokenizer, ids[:-1])
     assert tokenizer.answer_text(ids[:-1]) == "Yes " and tokenizer.answer_text(ids) == "Yes 🏴"
 
 
@@ -1153,7 +1158,7 @@ def test_a_model_without_chat_markup_gets_the_paper_s_form(plain_tokenizer):
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "<|im_end|>"},
     ])
-    assert plain_tokenizer.decode(context + turn) == (
+    assert decode(plain_tokenizer, context + turn) == (
         "S\n\nQuestion: a\nAnswer: b\n\nQuestion: <|im_end|>\nAnswer:"
     )
     assert not {*context, *turn} & {0, 1, 2}
@@ -2132,12 +2137,13 @@ def greedy_by_hand(lm, conversation, n):
     return lm.tokenizer.answer_text(new, len(new) == n)
 
 
-def test_cached_batched_generation_equals_plain_decoding(tiny):
+def test_cached_batched_generation_equals_plain_decoding(tiny, monkeypatch):
     conversations = conversations_with_contexts()
     expected = [greedy_by_hand(tiny, c, 20) for c in conversations]
     assert len(set(expected)) > 4  # the rows do differ
     assert tiny.generate(conversations, 20) == expected
-    assert tiny.generate(conversations, 20, batch=3) == expected
+    monkeypatch.setattr(w2s.LM, "batch_limits", always((3, 8192)))
+    assert tiny.generate(conversations, 20) == expected
     assert [tiny.generate([c], 20)[0] for c in conversations] == expected
 
 
@@ -2185,13 +2191,13 @@ def test_a_batch_has_so_many_rows_and_tokens_at_most(rows, tokens):
 
 
 def test_logprob_is_the_sum_over_answer_and_end_token(tiny):
-    got = tiny.logprob(QUESTIONS, ANSWERS, batch=3)
+    got = tiny.logprob(QUESTIONS, ANSWERS)
     for question, answer, value in zip(QUESTIONS, ANSWERS, got):
         row = tiny.answer_rows([question], [answer])
         with torch.no_grad():
             expected = -loss_by_hand(tiny, row).item()
         assert value.item() == pytest.approx(expected, abs=1e-3)
-    with pytest.raises(ValueError, match="1 conversations and 2 answers"):
+    with pytest.raises(ValueError, match="zip"):
         tiny.logprob(["a"], ["x", "y"])
 
 
@@ -2266,14 +2272,14 @@ def test_a_qwen2_without_biases_is_a_llama(tmp_path, tiny, qwen2_parts):
     assert again.model.blk[1].attn_v.bias.mean() == 1
 
 
-def test_a_qwen2_s_biases_are_put_in_the_model_s_order_and_back(tmp_path, qwen2_parts):
+def test_a_qwen2_s_biases_are_saved(tmp_path, qwen2_parts):
     meta, tensors = qwen2_parts
     counting = np.arange(48, dtype="<f4").tobytes()
     tensors = tensors | {"blk.0.attn_q.bias": (0, [48], counting)}
     write_gguf(tmp_path / "qwen.gguf", meta, tensors)
     qwen = load_fp32(tmp_path / "qwen.gguf")
     bias = qwen.model.blk[0].attn_q.bias
-    assert bias[:5].tolist() == [0, 8, 1, 9, 2] and bias[16] == 16
+    assert bias.tolist() == list(range(48))
     qwen.save(tmp_path / "saved.gguf")
     again = load_fp32(tmp_path / "saved.gguf")
     assert torch.equal(again.model.blk[0].attn_q.bias, bias)
@@ -2589,7 +2595,7 @@ MISTAKES = [
     ("refine --method improve --n-icl 2", "--method improve does not take --n-icl"),
     ("refine weak.jsonl", "unrecognized arguments: weak.jsonl"),
     ("refine --epochs 2", "unrecognized arguments: --epochs"),
-    ("finetune", "required: --out"),
+    ("finetune", "--out FILE is missing"),
     ("finetune --out out.gguf --n-icl 3", "unrecognized arguments: --n-icl"),
     ("finetune --out out.gguf --lr 1e18", "the loss is"),
     ("finetune --out out.gguf --lr nan", "argument --lr: invalid"),
@@ -2796,7 +2802,7 @@ def test_a_run_resumes_whichever_gpu_its_process_has(tmp_path):
         lm = types.SimpleNamespace(
             model=model, device=torch.device(device), fingerprint=always("a model")
         )
-        paths.add(tasks.open_run(tiny_task(), lm, tmp_path, {}).path)
+        paths.add(tasks.open_run(tiny_task(), lm, tmp_path).path)
     assert len(paths) == 1
 
 
@@ -2810,7 +2816,7 @@ def test_time_and_memory_are_those_of_the_gpu_that_was_named(gpus):
 def test_a_batch_grows_with_the_free_memory_of_a_gpu(tiny, gpus, monkeypatch):
     rows, tokens = tiny.batch_limits()
     assert (rows, tokens) == (128, 8192)
-    monkeypatch.setattr(w2s.LM, "device", torch.device("cuda:1"))
+    monkeypatch.setattr(tiny, "device", torch.device("cuda:1"))
     rows, tokens = tiny.batch_limits()
     assert rows > 128 and tokens > 8192
     assert gpus == [("mem_get_info", torch.device("cuda:1"))]
@@ -3223,11 +3229,11 @@ def has_mark(answer):
 
 def tiny_experiment(lm, out, task=None, **options):
     options = {"methods": [*tasks.MAIN, "gold"], **options}
-    settings = {"lr": 2e-2, "teach_epochs": 30, "teach_lr": 2e-2}
     out.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as monkeypatch:  # the random model's answers are never good
         monkeypatch.setattr(w2s, "is_good", always(True))
-        return tasks.experiment(task or tiny_task(), lm, out, **settings, **options)
+        monkeypatch.setattr(w2s, "finetune", partial(w2s.finetune, lr=2e-2, epochs=30))
+        return tasks.experiment(task or tiny_task(), lm, out, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -3319,9 +3325,10 @@ def test_without_a_label_the_model_stays_as_it_is(tiny, tmp_path, capsys):
     assert "no label is left to learn: the model stays as it is" in capsys.readouterr().err
 
 
-def test_an_experiment_needs_a_seed(tiny, tmp_path):
-    with pytest.raises(w2s.W2SError, match="--seeds must be at least 1"):
-        tiny_experiment(tiny, tmp_path, seeds=range(0))
+def test_a_method_without_a_label_has_a_row_without_scores(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(w2s, "is_whole", always(False))
+    rows = tiny_experiment(tiny, tmp_path, methods=["algorithm_1"])["supervisors"][tasks.DEFAULT]
+    assert rows["algorithm_1_labels"] == {"kept": 0.0} and rows["algorithm_1"]["content"]
 
 
 @pytest.fixture(scope="module")
@@ -3447,10 +3454,16 @@ def test_a_mistake_is_named_in_one_line_before_the_model_is_loaded(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [("--seeds", "-1"), ("--seed", 2**63), ("--n-icl", "x")])
+@pytest.mark.parametrize("argv", [("--n-icl", "-1"), ("--seed", 2**63), ("--n-icl", "x")])
 def test_a_number_that_is_not_one_is_named(argv, capsys):
     assert run_tasks(*argv) == 2
     assert f"argument {argv[0]}: invalid whole_number value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seeds", ["-1", "0"])
+def test_an_experiment_needs_a_seed(seeds, capsys):
+    assert run_tasks("--seeds", seeds) == 2
+    assert "argument --seeds: invalid positive value" in capsys.readouterr().err
 
 
 def test_bench_measures_speed_and_memory(tiny_path):

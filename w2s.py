@@ -40,6 +40,7 @@ import inspect
 import itertools
 import json
 import math
+import mmap
 import os
 import platform
 import random
@@ -62,6 +63,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
+
+
+progress = partial(tqdm, leave=False, delay=2)  # a bar, for what takes more than two seconds
 
 
 class W2SError(Exception):
@@ -328,9 +332,8 @@ def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
         raise ValueError(f"n_icl must lie between 0 and the other {n - 1} pairs, not be {n_icl}")
     evidence = source.evidence(x, y)  # (R, n, K)
     log_posterior = source.prior.log().expand_as(evidence).clone()  # of each query's context
-    twice = torch.cat([evidence, evidence], -2)  # (R, 2 n, K): i + offset without the modulo
     for offset in 1 + torch.randperm(n - 1, generator=generator)[:n_icl]:
-        log_posterior += twice[..., offset : offset + n, :]
+        log_posterior += evidence.roll(-offset.item(), -2)  # pair i + offset (mod n) at i
     if n_contexts is not None:
         log_posterior = log_posterior[..., torch.arange(n) % n_contexts, :]
     labels = refined_label(source, log_posterior.softmax(-1), x, generator)
@@ -483,7 +486,7 @@ def finetune(
     if not pairs:
         raise W2SError("no answer is left to learn from")
     # A row is ((context, turn), answer), lists of token ids: see LM.prompts and LM.answer_rows.
-    rows = lm.answer_rows([q for q, _ in pairs], [a for _, a in pairs])
+    rows = lm.answer_rows(*zip(*pairs))
     steps_per_epoch = math.ceil(len(rows) / batch)
     if epochs is None:
         epochs = max(2, math.ceil(20 / steps_per_epoch))
@@ -493,9 +496,10 @@ def finetune(
     layers = [LowRank(m, rank, generator) for m in linear]
     factors = [p for layer in layers for p in (layer.a, layer.b)]
     optimizer = torch.optim.AdamW(factors, betas=(0.9, 0.99), weight_decay=0.0)
-    bar = tqdm(total=steps, desc="fine-tuning", unit="step", leave=False, delay=2)
+    batches = epochs_of_batches(rows, epochs, batch, random.Random(seed))
+    bar = progress(batches, "fine-tuning", steps, unit="step")
     try:
-        for part in epochs_of_batches(rows, epochs, batch, random.Random(seed)):
+        for part in bar:
             share = confidence * min(1, 5 * len(losses) / steps)
             loss = batch_loss(lm, [rows[i] for i in part], share)
             loss.backward()
@@ -510,9 +514,7 @@ def finetune(
             optimizer.step()
             optimizer.zero_grad()
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-            bar.update()
     finally:
-        bar.close()
         for layer in layers:
             layer.merge()
     return losses
@@ -560,14 +562,12 @@ def batch_loss(lm, rows, confidence):
 
 def reduce_gradients(factors, loss):
     """Sum gradients and loss over the processes, in one call; returns the loss as a float."""
-    if rank_and_world_size()[1] == 1:
-        return loss.item()
-    flat = torch.cat([loss.detach().view(1), *(p.grad.flatten() for p in factors)])
-    dist.all_reduce(flat)
-    parts = flat[1:].split([p.numel() for p in factors])
-    for p, gradient in zip(factors, parts):
-        p.grad = gradient.view_as(p)
-    return flat[0].item()
+    tensors = [loss.detach(), *(p.grad for p in factors)]
+    if rank_and_world_size()[1] > 1:
+        flat = nn.utils.parameters_to_vector(tensors)
+        dist.all_reduce(flat)
+        nn.utils.vector_to_parameters(flat, tensors)
+    return tensors[0].item()
 
 
 def warm_up_and_decay(step, steps):
@@ -727,7 +727,7 @@ def check_pairs(questions, weak_answers, n_icl):
     for i, answer in enumerate(weak_answers):
         if not answer.strip():
             raise W2SError(f"weak answer {i} is empty: leave that pair out")
-    different = len({question_text(q) for q in questions})
+    different = count_questions(zip(questions, weak_answers))
     if not 0 <= n_icl < different:
         raise W2SError(
             f"n_icl={n_icl} needs at least {n_icl + 1} different questions with answers that fit "
@@ -785,7 +785,7 @@ def pairs_that_fit(lm, pairs, n_icl):
 
 def notice(text):
     """Tell the user something, on standard error, from the first process."""
-    if rank_and_world_size()[0] == 0:
+    if is_first_process():
         tqdm.write(text, file=sys.stderr)
 
 
@@ -831,9 +831,7 @@ def refine_by_agreement(
     plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in plain]
     concept = Concept(questions, weak_answers, plain)
-    asked = questions
-    if own_answers:
-        asked = [with_own_answer(q, answer) for q, answer in zip(questions, plain)]
+    asked = list(map(with_own_answer, questions, plain)) if own_answers else questions
     # 1. The examples: good weak answers, those first that agree most with the plain ones; per word,
     # as long weak answers agree in more words, but a small model loops after them.
     weights = agreement(questions, plain, weak_answers)
@@ -929,11 +927,11 @@ class Concept:
         for word in weak | plain:
             if weak[word] + plain[word] >= max(4, len(questions) / 5):
                 self.weight[word] = math.log((weak[word] + 0.5) / (plain[word] + 0.5))
-        weak_scores = np.array(list(map(self.score, questions, weak_answers)))
-        plain_scores = np.array(list(map(self.score, questions, plain_answers)))
-        self.threshold = (weak_scores.mean() + plain_scores.mean()) / 2
-        told_apart = (weak_scores > self.threshold).mean() - (plain_scores > self.threshold).mean()
-        self.visible = told_apart >= 0.5
+        both = weak_answers, plain_answers
+        scores = np.array([list(map(self.score, questions, answers)) for answers in both])  # (2, n)
+        self.threshold = scores.mean(1).mean()
+        weak_share, plain_share = (scores > self.threshold).mean(1)
+        self.visible = weak_share - plain_share >= 0.5
 
     def marks(self, question, answer):
         """The words (in their case) and punctuation marks of an answer, without its question's."""
@@ -958,7 +956,7 @@ def report_answers(questions, groups, concept):
     drawn has each question as often as it was asked. The table's columns are shares of the answers;
     an answer agrees with the plain one if it shares a word of positive weight with it.
     """
-    n, counts = len(questions), {}
+    n, shares = len(questions), {}
     notice("answers            whole  no repetition  concept  agrees with plain")
     for name, answers in groups.items():
         numbers = [i for i, answer in enumerate(answers) if answer is not None]
@@ -971,9 +969,8 @@ def report_answers(questions, groups, concept):
             list(map(concept.has, asked, answers)),
             [weight > 0 for weight in agreement(asked, plain, answers)],
         ]
-        counts[name] = [len(answers), *map(sum, flags)]
-        shares = [count / max(1, len(answers)) for count in counts[name][1:]]
-        columns = "{:11.2f}{:15.2f}{:9.2f}{:19.2f}".format(*shares)
+        shares[name] = np.sum(flags, 1) / max(1, len(answers))
+        columns = "{:11.2f}{:15.2f}{:9.2f}{:19.2f}".format(*shares[name])
         notice(f"{name:<6}{len(answers):>7}{columns}")
     kept = [i for i in range(n) if groups["kept"][i] is not None]
     for i in kept[:2]:
@@ -982,9 +979,9 @@ def report_answers(questions, groups, concept):
         notice("warning: there are too few answers to see a concept")
     elif not concept.visible:
         notice("warning: by their words, weak and plain answers are alike: there is no concept")
-    if counts["weak"][-1] == 0:
+    if shares["weak"][-1] == 0:
         notice("warning: the model agrees with no weak answer: the examples are random")
-    good = counts["good"][0]
+    good = n - groups["good"].count(None)
     if good < 0.4 * n:
         notice(f"warning: only {good} of {n} questions have a good answer")
     if not kept:
@@ -1063,8 +1060,8 @@ def keep_agreed(questions, plain_answers, answers, keep=0.5):
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
     """
     scores = agreement(questions, plain_answers, [answer or "" for answer in answers])
-    scores = [-1 if answer is None else s for answer, s in zip(answers, scores)]
-    best = sorted(range(len(answers)), key=scores.__getitem__, reverse=True)
+    there = [i for i, answer in enumerate(answers) if answer is not None]
+    best = sorted(there, key=scores.__getitem__, reverse=True)
     kept = set(best[: math.ceil(keep * len(answers))])
     return [answer if i in kept else None for i, answer in enumerate(answers)]
 
@@ -1075,30 +1072,18 @@ def keep_agreed(questions, plain_answers, answers, keep=0.5):
 # To follow the method, Block, Llama and LM are enough: what stands before them reads a file.
 # --------------------------------------------------------------------------------------
 
-# GGUF's scalar types of metadata by number, as struct codes; texts and arrays come below.
-GGUF_SCALARS = {
-    0: "B",  # an integer of 8 bits without a sign
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",  # 32 bits
-    7: "?",
-    10: "Q",
-    11: "q",  # an integer of 64 bits with a sign
-    12: "d",
-}
+# GGUF's types of metadata by number: the scalars as struct codes; 8 is a text, 9 an array.
+GGUF_SCALARS = "BbHhIif?..Qqd"
 U32, TEXT, ARRAY, U64 = 4, 8, 9, 10
-# GGUF's types of tensors by number: name, weights in a block, bytes of a block.
-F32, F16, BF16 = 0, 1, 30
+# GGUF's types of tensors by number: weights in a block, bytes of a block.
+F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
 GGUF_TENSORS = {
-    F32: ("F32", 1, 4),
-    F16: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    8: ("Q8_0", 32, 34),
-    BF16: ("BF16", 1, 2),
+    F32: (1, 4),
+    F16: (1, 2),
+    Q4_0: (32, 18),
+    Q4_1: (32, 20),
+    Q8_0: (32, 34),
+    BF16: (1, 2),
 }
 FLOATS = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 
@@ -1112,65 +1097,51 @@ class Gguf:
     tensors: dict  # name: (type number, shape, bytes as uint8, on disk until they are used)
 
 
-class GgufReader:
-    """Reads the values of a GGUF file in order; a damaged file can raise any exception."""
+def read_value(file, kind):
+    """The next value of a type in a GGUF file, an mmap."""
+    if kind == TEXT:
+        return str(file.read(read_value(file, U64)), "utf-8")
+    if kind == ARRAY:
+        kind, count = read_value(file, U32), read_value(file, U64)
+        return [read_value(file, kind) for _ in range(count)]
+    code = "<" + GGUF_SCALARS[kind]
+    return struct.unpack(code, file.read(struct.calcsize(code)))[0]
 
-    def __init__(self, path):
-        self.path, self.position = path, len("GGUF")
-        self.data = memoryview(np.memmap(path, np.uint8, "r"))
 
-    def take(self, size):
-        """The next bytes."""
-        start, self.position = self.position, self.position + size
-        if self.position > len(self.data):
-            raise EOFError(f"{size} bytes expected")
-        return self.data[start : self.position]
+def read_content(file, path):
+    """The `Gguf` of a file, an mmap after its first four bytes.
 
-    def value(self, kind):
-        """The next value of a type."""
-        if kind == TEXT:
-            return str(self.take(self.value(U64)), "utf-8")
-        if kind == ARRAY:
-            kind, count = self.value(U32), self.value(U64)
-            if kind not in GGUF_SCALARS:
-                return [self.value(kind) for _ in range(count)]
-            item = np.dtype("<" + GGUF_SCALARS[kind])
-            return np.frombuffer(self.take(count * item.itemsize), item).tolist()
-        code = "<" + GGUF_SCALARS[kind]
-        return struct.unpack(code, self.take(struct.calcsize(code)))[0]
-
-    def metadata(self, count):
-        """(values, bytes) of the metadata, dicts by key."""
-        meta, raw = {}, {}
-        for _ in range(count):
-            key, start = self.value(TEXT), self.position
-            meta[key] = self.value(self.value(U32))
-            raw[key] = self.data[start : self.position]
-        if meta.get("split.count", 1) > 1:
-            raise W2SError(
-                f"is one of the {meta['split.count']} parts of a split file: merge them first "
-                "(llama-gguf-split --merge FIRST-PART MERGED-FILE)"
-            )
-        return meta, raw
-
-    def tensors(self, count, align):
-        """{name: (type number, shape, bytes)}."""
-        entries, tensors = [], {}
-        for _ in range(count):
-            name, dims = self.value(TEXT), self.value(U32)
-            shape = [self.value(U64) for _ in range(dims)][::-1]  # the file has the last first
-            entries.append((name, shape, self.value(U32), self.value(U64)))
-        start = self.position + -self.position % align
-        for name, shape, number, offset in entries:
-            block, block_bytes = block_sizes(number)
-            if shape and shape[-1] % block:
-                raise ValueError(f"{name}: rows of {shape[-1]} weights in blocks of {block}")
-            self.position = start + offset
-            size = len(self.take(math.prod(shape) // block * block_bytes))  # EOFError if cut short
-            # Each is mapped by itself, so that it leaves the memory when it has been used.
-            data = np.memmap(self.path, np.uint8, "r", start + offset, (size,))
-            tensors[name] = number, shape, data
-        return tensors
+    A damaged file can raise any exception.
+    """
+    value = partial(read_value, file)
+    version, n_tensors, n_keys = value(U32), value(U64), value(U64)
+    if version != 3:
+        raise W2SError(f"GGUF version {version} is not supported, only 3: convert it again")
+    meta, raw = {}, {}
+    for _ in range(n_keys):
+        key, start = value(TEXT), file.tell()
+        meta[key] = value(value(U32))
+        raw[key] = file[start : file.tell()]
+    if meta.get("split.count", 1) > 1:
+        raise W2SError(
+            f"is one of the {meta['split.count']} parts of a split file: merge them first "
+            "(llama-gguf-split --merge FIRST-PART MERGED-FILE)"
+        )
+    entries, tensors = [], {}
+    for _ in range(n_tensors):
+        name, dims = value(TEXT), value(U32)
+        shape = [value(U64) for _ in range(dims)][::-1]  # the file has the last first
+        entries.append((name, shape, value(U32), value(U64)))
+    start = file.tell() + -file.tell() % meta.get("general.alignment", 32)
+    for name, shape, number, offset in entries:
+        block, block_bytes = block_sizes(number)
+        if shape and shape[-1] % block:
+            raise ValueError(f"{name}: rows of {shape[-1]} weights in blocks of {block}")
+        size = math.prod(shape) // block * block_bytes
+        # Each is mapped by itself, so that it leaves the memory when it has been used.
+        data = np.memmap(path, np.uint8, "r", start + offset, (size,))  # ValueError past the end
+        tensors[name] = number, shape, data
+    return Gguf(meta, raw, tensors)
 
 
 def block_sizes(number):
@@ -1179,7 +1150,7 @@ def block_sizes(number):
     Types that are not in our table are the optional gguf package's.
     """
     if number in GGUF_TENSORS:
-        return GGUF_TENSORS[number][1:]
+        return GGUF_TENSORS[number]
     try:
         import gguf
 
@@ -1198,25 +1169,22 @@ def read_gguf(path):
     model, or holds a tensor type that is not supported.
     """
     try:
-        reader = GgufReader(path)
+        with open(path, "rb") as f:
+            file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as e:
         raise W2SError(f"{path}: cannot be read as a model file: {e}") from None
-    data = reader.data
-    if data[:2] == b"\x1f\x8b":
+    letters = file.read(4)
+    if letters[:2] == b"\x1f\x8b":
         raise W2SError(f"{path}: is compressed with gzip: unpack it first (gunzip)")
-    if data[:4] != b"GGUF":
+    if letters != b"GGUF":
         raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
     try:
-        version, n_tensors, n_keys = reader.value(U32), reader.value(U64), reader.value(U64)
-        if version != 3:
-            raise W2SError(f"GGUF version {version} is not supported, only 3: convert it again")
-        meta, raw = reader.metadata(n_keys)
-        return Gguf(meta, raw, reader.tensors(n_tensors, meta.get("general.alignment", 32)))
+        return read_content(file, path)
     except W2SError as e:
         raise W2SError(f"{path}: {e}") from None
     except Exception as e:  # whatever a wrong byte can cause
         raise W2SError(
-            f"{path}: is damaged or cut short, at byte {reader.position} of {len(data)}: {e!r}; "
+            f"{path}: is damaged or cut short, at byte {file.tell()} of {len(file)}: {e!r}; "
             "get the file again"
         ) from None
 
@@ -1237,8 +1205,8 @@ def write_gguf(file, raw, align, entries, arrays):
     for key, value in raw.items():
         out += packed_text(key) + value
     for name, shape, number in entries:
-        out += packed_text(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-        out += struct.pack("<IQ", number, offset)
+        layout = f"<I{len(shape)}QIQ"
+        out += packed_text(name) + struct.pack(layout, len(shape), *shape[::-1], number, offset)
         block, size = block_sizes(number)
         offset += math.prod(shape) // block * size
         offset += -offset % align
@@ -1280,7 +1248,7 @@ def dequantize(number, shape, raw):
         rows = raw.reshape(math.prod(shape[:-1]), -1)
         weights = gguf.dequantize(rows, gguf.GGMLQuantizationType(number))
         return torch.from_numpy(weights).float().reshape(shape)
-    name, _, size = GGUF_TENSORS[number]
+    _, size = GGUF_TENSORS[number]
     raw = torch.from_numpy(raw.copy())
     if number in FLOATS:
         return raw.view(FLOATS[number]).float().reshape(shape)
@@ -1289,42 +1257,38 @@ def dequantize(number, shape, raw):
     d, m = halves.split(1, 1)
     pairs = blocks[:, -16:]
     q = torch.cat([pairs & 15, pairs >> 4], 1).float()  # (blocks, 32)
-    if name == "Q8_0":
+    if number == Q8_0:
         weights = blocks[:, 2:].view(torch.int8) * d
-    elif name == "Q4_0":
+    elif number == Q4_0:
         weights = (q - 8) * d
     else:
         weights = q * d + m
     return weights.reshape(shape)
 
 
-# Metadata keys that could change the computation, and the values with which they do not; of a key
-# that is in neither list only 0 is accepted.
-NEUTRAL_VALUES = {
-    "attention.causal": [True],
-    "embedding_scale": [0, 1],
-    "logit_scale": [0, 1],
-    "residual_scale": [0, 1],
-    "rope.scale_linear": [0, 1],
-    "rope.scaling.attn_factor": [0, 1],
-    "rope.scaling.factor": [0, 1],
-    "rope.scaling.type": ["", "none", "linear"],  # linear by a factor, which has its own key
-}
+# Metadata keys of factors, which change nothing if they are 0 or 1.
+FACTORS = """
+    embedding_scale logit_scale residual_scale rope.scale_linear rope.scaling.attn_factor
+    rope.scaling.factor
+""".split()
 # Keys that `read_config` uses, and keys that do not affect the computation.
 KNOWN_METADATA = """
     block_count context_length embedding_length feed_forward_length vocab_size
     attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon
-    rope.dimension_count rope.freq_base rope.scaling.original_context_length
-    rope.scaling.finetuned tensor_data_layout
+    rope.freq_base rope.scaling.original_context_length rope.scaling.finetuned tensor_data_layout
 """.split()
 
 
 def check_metadata(meta, arch, head_dim, path):
     """W2SError, naming the key, for metadata that asks for another computation than ours."""
-    neutral = NEUTRAL_VALUES | {
+    # The values with which a key does not change the computation; of a key that is in no list, 0.
+    neutral = dict.fromkeys(FACTORS, [0, 1]) | {
+        "attention.causal": [True],
         "attention.key_length": [head_dim],
         "attention.value_length": [head_dim],
+        "rope.dimension_count": [head_dim],
         "attention.scale": [0, head_dim**-0.5],
+        "rope.scaling.type": ["", "none", "linear"],  # linear by a factor, which has its own key
     }
     for key, value in meta.items():
         name = key.removeprefix(f"{arch}.")
@@ -1344,10 +1308,8 @@ def code_ranges(kinds, kind):
 
 @lru_cache
 def pre_tokenizer(name):
-    """The patterns that cut text into words before byte pairs are merged, or None if unknown.
-
-    They apply one after the other.
-    """
+    """The patterns that cut text into words before byte pairs are merged, to be applied one after
+    the other; none for an unknown name."""
     kinds = "".join(unicodedata.category(chr(c))[0] for c in range(0x110000))
     letter, number = code_ranges(kinds, "L"), code_ranges(kinds, "N")
     # Unicode's white space; Python's \s has more
@@ -1367,9 +1329,7 @@ def pre_tokenizer(name):
         "llama-bpe": [llama3],
         "qwen2": [llama3.replace("{1,3}", "")],
     }
-    if name in patterns:
-        return [re.compile(f"({pattern})") for pattern in patterns[name]]
-    return None
+    return [re.compile(f"({pattern})") for pattern in patterns.get(name, [])]
 
 
 # Kinds of token: bytes; markup; words that are one token wherever they stand.
@@ -1442,16 +1402,16 @@ class Tokenizer:
         if form not in (None, "chatml", "plain"):
             raise ValueError(f"form must be chatml, plain or None, not {form!r}")
         kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
-        self.patterns = pre_tokenizer(pre)
+        self.patterns, self.word_ids = pre_tokenizer(pre), lru_cache(None)(self.word_ids)
         self.llama3 = pre == "llama-bpe"  # whole words need no merge; BOS unless the file says no
-        if kind != "gpt2" or self.patterns is None:
+        if kind != "gpt2" or not self.patterns:
             raise W2SError(
                 f"{path}: tokenizer {kind}/{pre} is not supported; supported is byte-level BPE "
                 "(gpt2) with pre-tokenizer smollm, gpt-2, llama-bpe or qwen2"
             )
         try:
             self.read_vocabulary(meta)
-        except (KeyError, AttributeError, TypeError, ValueError, IndexError) as e:
+        except Exception as e:  # whatever a wrong byte can cause
             raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
         try:
             self.read_template(meta.get("tokenizer.chat_template"), form)
@@ -1466,10 +1426,10 @@ class Tokenizer:
         # GPT-2's letters: printable bytes stand for themselves, the others for 256, 257, ...
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = [b for b in range(256) if b not in printable]
-        codes = [*printable, *range(256, 256 + len(others))]
+        codes = [*printable, *range(256, 324)]
         self.letter = dict(zip(printable + others, map(chr, codes)))
         byte = {letter: b for b, letter in self.letter.items()}
-        self.tokens, self.word_cache = meta["tokenizer.ggml.tokens"], {}
+        self.tokens = meta["tokenizer.ggml.tokens"]
         self.id = {text: i for i, text in enumerate(self.tokens)}
         merges = meta["tokenizer.ggml.merges"]
         self.merge_rank = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}
@@ -1492,12 +1452,12 @@ class Tokenizer:
             self.bytes.append(bytes([byte[c] for c in text]) if is_bytes else text.encode())
         ends = END_TOKENS & self.special.keys()
         self.end_tokens = sorted({self.eos, *(self.special[text] for text in ends)})
-        self.begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", self.llama3) else []
+        begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", self.llama3) else []
+        self.openings = {True: begin, False: begin}  # with, and without, a system message
 
     def read_template(self, template, form):
         """Set the form of conversations, and the ids before one with and without system message."""
         self.chatml = form == "chatml" or (form is None and template is not None)
-        self.openings = {True: self.begin, False: self.begin}
         if not self.chatml:
             return
         self.start, self.eos = self.special[START], self.special[END]
@@ -1507,8 +1467,6 @@ class Tokenizer:
 
     def word_ids(self, word):
         """Ids of one word: merge the neighbours that were merged first in training, repeatedly."""
-        if word in self.word_cache:
-            return self.word_cache[word]
         parts = []
         for char in word:
             letters = [self.letter[b] for b in char.encode("utf-8", "ignore")]  # empty: a surrogate
@@ -1526,8 +1484,7 @@ class Tokenizer:
                 else:
                     merged.append(part)
             parts = merged
-        self.word_cache[word] = [self.id[part] for part in parts]
-        return self.word_cache[word]
+        return [self.id[part] for part in parts]
 
     def encode(self, text, special=True):
         """Token ids of a text; special=False reads control tokens in it as plain characters."""
@@ -1549,10 +1506,6 @@ class Tokenizer:
         end = [] if text.endswith(CUT) else [self.eos]
         text = text.removesuffix(CUT)
         return self.encode(text if self.chatml else " " + text, False) + end
-
-    def decode(self, ids):
-        """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
-        return b"".join(self.bytes[i] for i in ids).decode("utf-8", "replace")
 
     def chat(self, messages):
         """Ids of a conversation: (all messages but the last, the last and the answer's header).
@@ -1597,7 +1550,7 @@ class Config:
     eps: float  # of the RMS norms
     rope_base: float  # rotary base frequency
     tied: bool  # the output layer is the embedding
-    qwen2: bool  # queries, keys and values have biases
+    qwen2: bool  # queries, keys and values have biases, and other rotary pairs
 
 
 class Block(nn.Module):
@@ -1605,33 +1558,38 @@ class Block(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.kv_heads = c.kv_heads
+        self.kv_heads, self.qwen2 = c.kv_heads, c.qwen2
         self.head_dim = c.dim // c.heads
         kv_dim = c.kv_heads * self.head_dim
         self.attn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.attn_q = nn.Linear(c.dim, c.dim, bias=c.qwen2)
-        self.attn_k = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
-        self.attn_v = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
-        self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
+        self.attn_q = nn.Linear(c.dim, c.dim, c.qwen2)  # with biases in a qwen2
+        self.attn_k = nn.Linear(c.dim, kv_dim, c.qwen2)
+        self.attn_v = nn.Linear(c.dim, kv_dim, c.qwen2)
+        self.attn_output = nn.Linear(c.dim, c.dim, False)
         self.ffn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.ffn_gate = nn.Linear(c.dim, c.ffn_dim, bias=False)
-        self.ffn_up = nn.Linear(c.dim, c.ffn_dim, bias=False)
-        self.ffn_down = nn.Linear(c.ffn_dim, c.dim, bias=False)
+        self.ffn_gate = nn.Linear(c.dim, c.ffn_dim, False)
+        self.ffn_up = nn.Linear(c.dim, c.ffn_dim, False)
+        self.ffn_down = nn.Linear(c.ffn_dim, c.dim, False)
 
-    def forward(self, x, rope, mask, context, cache):
+    def forward(self, x, rope, mask, context, cache, used):
         """x (B, T, D) after this layer.
 
         rope: from `rotary_angles`. mask: 0 or -inf, to be added to the scores, (B or 1, 1, M, S)
-        with M = heads / kv_heads * T. context (keys, values) and cache: this layer's, or None.
+        with M = heads / kv_heads * T. context and cache: keys and values of this layer, (2, 1 or B,
+        kv_heads, C or slots, head_dim), or None; `used` slots of the cache are taken.
         """
         B, T, D = x.shape
         h = self.attn_norm(x)
-        q = self.attn_q(h).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, heads, T, head_dim)
-        k = self.attn_k(h).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, kv_heads, T, ...)
-        v = self.attn_v(h).view(B, T, -1, self.head_dim).transpose(1, 2)
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = (
+            layer(h).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, its heads, T, head_dim)
+            for layer in (self.attn_q, self.attn_k, self.attn_v)
+        )
+        q, k = rotate(q, rope, self.qwen2), rotate(k, rope, self.qwen2)
         if cache is not None:
-            k, v = cache.append(k, v)  # (B, kv_heads, S, head_dim)
+            cache[..., used : used + T, :] = torch.stack([k, v])
+            # The first tokens see only themselves, later ones every slot (unused ones are masked):
+            # the used ones alone are not contiguous, and a product in bf16 would copy them.
+            k, v = cache if used else (k, v)  # (B, kv_heads, S, head_dim)
         # Queries that share a key head are folded into the token axis, so that no key is copied.
         q = q.reshape(B, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
         a = attend(q, k, v, mask, context)  # (B, kv_heads, heads / kv_heads * T, head_dim)
@@ -1651,44 +1609,20 @@ def attend(q, k, v, mask, context):
     scores = q @ k.mT + mask  # (B, kv_heads, M, S)
     if context is None:
         return scores.softmax(-1) @ v
-    # The rows are folded into the token axis, so that the context is read once for all of them.
     context_k, context_v = context
-    B, _, M, _ = q.shape
-    folded = q.transpose(0, 1).flatten(1, 2)  # (kv_heads, B * M, head_dim)
-    context_scores = (folded @ context_k[0].mT).unflatten(1, (B, M)).transpose(0, 1)
-    p = torch.cat([context_scores, scores], -1).softmax(-1)  # (B, kv_heads, M, C + S)
     C = context_k.shape[2]
-    folded = p[..., :C].transpose(0, 1).flatten(1, 2)
-    from_context = (folded @ context_v[0]).unflatten(1, (B, M)).transpose(0, 1)
-    return from_context + p[..., C:] @ v
+    # einsum folds the rows into the token axis: the context is read once for all of them.
+    context_scores = torch.einsum("bhmd,hcd->bhmc", q, context_k[0])
+    p = torch.cat([context_scores, scores], -1).softmax(-1)  # (B, kv_heads, M, C + S)
+    return torch.einsum("bhmc,hcd->bhmd", p[..., :C], context_v[0]) + p[..., C:] @ v
 
 
-def rotate(x, rope):
+def rotate(x, rope, apart):
     """Rotary positions of x (B, heads, T, head_dim): pair i, (x[2i], x[2i+1]), is turned as a
-    complex number."""
-    pairs = torch.view_as_complex(x.contiguous().float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
-
-
-class LayerCache:
-    """A layer's keys and values of the tokens read and generated so far, in slots."""
-
-    def __init__(self, c, rows, slots, like):
-        shape = (2, rows, c.kv_heads, slots, c.dim // c.heads)
-        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.used = 0
-
-    def append(self, k, v):
-        """Store k and v (B, kv_heads, T, head_dim) in the next slots; returns what to attend to.
-
-        That is every slot (unused ones are masked): the used ones alone are not contiguous, and
-        a product in bf16 copies what is not contiguous.
-        """
-        first, end = self.used == 0, self.used + k.shape[2]
-        self.kv[0, :, :, self.used : end] = k
-        self.kv[1, :, :, self.used : end] = v
-        self.used = end
-        return (k, v) if first else self.kv  # the first tokens see only themselves
+    complex number; a qwen2's pairs are half a head apart."""
+    pairs = x.unflatten(-1, (2, -1)).mT if apart else x.unflatten(-1, (-1, 2))
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous().float()) * rope)
+    return (turned.mT if apart else turned).flatten(-2).to(x.dtype)
 
 
 class Llama(nn.Module):
@@ -1707,13 +1641,13 @@ class Llama(nn.Module):
     def hidden(self, ids, valid=None, context=None, cache=None):
         """Last hidden states (B, T, D) of ids (B, T).
 
-        context: what all rows have read before, from `read`. cache: one LayerCache per layer, of
-        what each row has read since. valid (B, used + T) bool marks the tokens that are not
-        padding, cached ones first.
+        context: what all rows have read before, from `read`. cache: from `new_cache`, for what
+        each row has read since. valid (B, used + T) bool marks the tokens that are not padding,
+        cached ones first; None: all of ids, and nothing is cached.
         """
         T, device = ids.shape[1], ids.device
-        used = cache[0].used if cache else 0
-        slots = cache[0].kv.shape[3] if used else T
+        used = 0 if valid is None else valid.shape[1] - T
+        slots = cache[0].shape[3] if used else T
         slot = torch.arange(slots, device=device)
         new = slot[used : used + T, None]  # (T, 1)
         mask = (slot <= new)[None]  # (1, T, S): no token sees a later one
@@ -1733,20 +1667,23 @@ class Llama(nn.Module):
         # backward pass: a third more time, a tenth of the memory.
         recompute = torch.is_grad_enabled() and cache is None and ids.numel() > 1024
         for i, block in enumerate(self.blk):
-            inputs = x, rope, mask, context and context[i], cache and cache[i]
+            inputs = x, rope, mask, context and context[i], cache and cache[i], used
             x = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
         return self.output_norm(x)
 
     def read(self, ids):
-        """Keys and values (1, kv_heads, C, head_dim), a pair per layer, of a context (C ids)."""
+        """Keys and values (2, 1, kv_heads, C, head_dim) of each layer for a context (C ids)."""
+        if not ids:
+            return None
         cache = self.new_cache(1, len(ids))
         self.hidden(torch.tensor([ids], device=self.token_embd.weight.device), cache=cache)
-        return [(layer.kv[0], layer.kv[1]) for layer in cache]
+        return cache
 
     def new_cache(self, rows, slots):
-        """An empty LayerCache for every layer."""
-        like = self.token_embd.weight
-        return [LayerCache(self.config, rows, slots, like) for _ in self.blk]
+        """Space for keys and values (2, rows, kv_heads, slots, head_dim) of each layer."""
+        c, like = self.config, self.token_embd.weight
+        shape = 2, rows, c.kv_heads, slots, c.dim // c.heads
+        return [like.new_zeros(shape) for _ in self.blk]
 
     def head(self, h):
         """Logits (..., V) of hidden states (..., D)."""
@@ -1763,19 +1700,6 @@ def rotary_angles(c, positions):
     exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
     angle = positions[:, None, :, None] * c.rope_base**-exponent
     return torch.polar(torch.ones_like(angle), angle)
-
-
-def rotary_layout(c, name, w, to_file):
-    """A weight with its rotary pairs in the file's order, or from there in the model's.
-
-    A qwen2's file holds the pairs of queries and keys half a head apart, a llama's, like this
-    model, side by side.
-    """
-    if not c.qwen2 or not re.search(r"attn_[qk]\.", name):
-        return w
-    half = c.dim // c.heads // 2
-    pairs = (half, 2) if to_file else (2, half)
-    return w.view(-1, *pairs, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
 
 
 def load(path=None, device=None, dtype=None, form=None):
@@ -1808,10 +1732,9 @@ def load(path=None, device=None, dtype=None, form=None):
         sizes = list(expected[name].shape)
         if shape != sizes:
             raise W2SError(f"{path}: tensor {name} has shape {shape}, its sizes ask for {sizes}")
-        w = rotary_layout(c, name, dequantize(number, shape, raw), to_file=False)
-        weights[name] = w.to(device, dtype)
+        weights[name] = dequantize(number, shape, raw).to(device, dtype)
     model.load_state_dict(weights, assign=True)
-    return LM(model.eval().requires_grad_(False), tokenizer, file)
+    return LM(model.requires_grad_(False), tokenizer, file)
 
 
 def default_model():
@@ -1866,13 +1789,12 @@ def read_config(file, arch, vocab, path):
             tied="output.weight" not in file.tensors,
             qwen2=arch == "qwen2",
         )
-        rotary = int(meta.get("rope.dimension_count", dim // heads))
         sizes = [c.layers, dim, heads, c.kv_heads, c.ffn_dim, c.context_length, c.eps, c.rope_base]
         sized = 0 < min(sizes) and max(sizes) < math.inf
-        fits = dim % (2 * heads) == 0 and heads % c.kv_heads == 0 and rotary == dim // heads
+        fits = dim % (2 * heads) == 0 and heads % c.kv_heads == 0
         if not sized or not fits or c.layers > len(file.tensors):
             raise ValueError(f"sizes that do not fit together: {c}")
-    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as e:
+    except Exception as e:  # whatever a wrong byte can cause
         raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e!r}") from None
     check_metadata(file.meta, arch, dim // heads, path)
     return c
@@ -1883,15 +1805,8 @@ class LM:
 
     def __init__(self, model, tokenizer, file):
         self.model, self.tokenizer, self.file = model, tokenizer, file
-
-    @property
-    def device(self):
-        return self.model.token_embd.weight.device
-
-    @property
-    def context_length(self):
-        """The most tokens of a conversation and its answer."""
-        return self.model.config.context_length
+        self.device = model.token_embd.weight.device
+        self.context_length = model.config.context_length  # of a conversation and its answer
 
     def length(self, text):
         """The number of tokens of a text."""
@@ -1903,7 +1818,7 @@ class LM:
         It shares the weights until they change: fine-tuning makes new tensors.
         """
         c = self.model.config
-        kept = list(range(c.layers)) if layers is None else list(layers)
+        kept = range(c.layers) if layers is None else layers
         if not kept or min(kept) < 0 or max(kept) >= c.layers:
             raise ValueError(f"layers must be a non-empty list of 0..{c.layers - 1}, not {layers}")
         shared = {id(p): p for p in self.model.parameters()}
@@ -1919,8 +1834,8 @@ class LM:
         source's but for the number of layers and the file's type. So is the chat template: a
         model that was loaded with another `form` needs it again.
         """
-        if rank_and_world_size()[0] > 0:
-            return  # of several processes the first writes
+        if not is_first_process():
+            return
         c, file, weights = self.model.config, self.file, self.model.state_dict()
         in_bf16 = self.model.token_embd.weight.dtype == torch.bfloat16
         layers = file.meta["general.architecture"] + ".block_count"
@@ -1934,8 +1849,8 @@ class LM:
             if not torch.isfinite(w.to(FLOATS[number])).all():
                 raise W2SError(f"{path}: {name} is not finite: lower the learning rate")
             entries.append((name, list(w.shape), number))
-        layouts = ((rotary_layout(c, name, weights[name], True), n) for name, _, n in entries)
-        arrays = (raw_bytes(w, FLOATS[n]) for w, n in layouts)  # one at a time is in memory
+        # one at a time is in memory
+        arrays = (raw_bytes(weights[name], FLOATS[number]) for name, _, number in entries)
         with replacing(path) as out:
             write_gguf(out, raw, file.meta.get("general.alignment", 32), entries, arrays)
 
@@ -1955,7 +1870,7 @@ class LM:
         """
         prompts = []
         longest = self.context_length
-        for conversation, new in zip(conversations, answer_lengths):
+        for conversation, new in zip(conversations, answer_lengths, strict=True):
             context, turn = self.tokenizer.chat(as_conversation(conversation))
             prompts.append((context, turn))
             if len(context) + len(turn) + new > longest:
@@ -1968,7 +1883,7 @@ class LM:
         return prompts
 
     @torch.inference_mode()
-    def generate(self, conversations, max_new_tokens=512, batch=None):
+    def generate(self, conversations, max_new_tokens=512):
         """Greedy answers (list of str) to conversations or plain questions, in their order.
 
         An answer ends at an end token, or is cut after max_new_tokens and then ends with CUT;
@@ -1978,11 +1893,11 @@ class LM:
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         process, processes = rank_and_world_size()
         most_rows, most_tokens = self.batch_limits()
-        batch = min(batch or most_rows, math.ceil(len(prompts) / processes))
-        batch = max(1, min(batch, most_tokens // max(1, max_new_tokens)))  # new tokens need space
+        room = most_tokens // max(1, max_new_tokens)  # new tokens need space
+        batch = max(1, min(most_rows, room, math.ceil(len(prompts) / processes)))
         answers = {}
         batches = one_context_batches(prompts, batch, most_tokens)[process::processes]
-        for rows, part in tqdm(batches, "generating", unit="batch", leave=False, delay=2):
+        for rows, part in progress(batches, "generating", unit="batch"):
             for row, new in zip(rows, self.generate_ids(part, max_new_tokens)):
                 answers[row] = self.tokenizer.answer_text(new, len(new) == max_new_tokens)
         parts = [answers] * processes
@@ -2005,32 +1920,31 @@ class LM:
     def generate_ids(self, prompts, max_new_tokens):
         """New token ids, a list per row, of prompts (context, turn) with one common context."""
         model = self.model
-        context = model.read(prompts[0][0]) if prompts[0][0] else None
+        context = model.read(prompts[0][0])
         ids, valid = left_pad([turn for _, turn in prompts], self.device)
         cache = model.new_cache(len(prompts), ids.shape[1] + max_new_tokens)
-        ends = torch.tensor(self.tokenizer.end_tokens, device=self.device)
-        rows = torch.arange(len(prompts), device=self.device)  # those that have not ended
+        rows = list(range(len(prompts)))  # those that have not ended
         answers = [[] for _ in prompts]
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            logits = without_repeats(model.head(h), [answers[row] for row in rows.tolist()])
-            new = logits.argmax(-1)  # (B,)
-            going = (~torch.isin(new, ends)).nonzero()[:, 0]  # places in the batch
-            if len(going) == 0:
+            logits = without_repeats(model.head(h), [answers[row] for row in rows])
+            new = logits.argmax(-1).tolist()
+            ends = self.tokenizer.end_tokens
+            going = [place for place, token in enumerate(new) if token not in ends]
+            if not going:
                 break
             if len(going) < len(rows):  # the others leave the batch
-                for layer in cache:
-                    layer.kv = layer.kv[:, going]
-            rows, new, valid = rows[going], new[going], valid[going]
-            for row, token in zip(rows.tolist(), new.tolist()):
+                for i, kv in enumerate(cache):
+                    cache[i] = kv[:, going]
+            rows, new = [rows[place] for place in going], [new[place] for place in going]
+            for row, token in zip(rows, new):
                 answers[row].append(token)
-            ids, valid = new[:, None], F.pad(valid, (0, 1), value=True)
+            ids = torch.tensor(new, device=self.device)[:, None]
+            valid = F.pad(valid[going], (0, 1), value=True)
         return answers
 
     def answer_rows(self, conversations, answers):
         """((context, turn), answer and end token) ids; W2SError for an empty answer."""
-        if len(conversations) != len(answers):
-            raise ValueError(f"{len(conversations)} conversations and {len(answers)} answers")
         ids = []
         for i, answer in enumerate(answers):
             if not answer.removesuffix(CUT).strip():
@@ -2049,15 +1963,14 @@ class LM:
         shared = rows[0][0][0]
         if len(rows) == 1 or any(context != shared for (context, _), _ in rows):
             rows, shared = [(([], context + turn), answer) for (context, turn), answer in rows], []
-        context = self.model.read(shared) if shared else None
-        width = max(len(turn) + len(answer) for (_, turn), answer in rows)
+        context = self.model.read(shared)
         ids, row, column = [], [], []
         for b, ((_, turn), answer) in enumerate(rows):
-            padding = [self.tokenizer.eos] * (width - len(turn) - len(answer))  # on the right,
-            ids.append(turn + answer + padding)  # where no token sees it
+            ids.append(torch.tensor(turn + answer))
             row += [b] * len(answer)
             column += range(len(turn), len(turn) + len(answer))
-        ids = torch.tensor(ids, device=self.device)  # (B, T)
+        # (B, T), padded on the right, where no token sees it
+        ids = nn.utils.rnn.pad_sequence(ids, True).to(self.device)
         row, column = torch.tensor([row, column], device=self.device)
         h = self.model.hidden(ids, context=context)[row, column - 1]  # (N, D)
         logits = self.model.head(h).float()  # (N, V)
@@ -2068,11 +1981,11 @@ class LM:
         return losses, row
 
     @torch.inference_mode()
-    def logprob(self, conversations, responses, batch=32):
+    def logprob(self, conversations, responses):
         """log p(response | conversation) in nats, (n,) fp32: its tokens and the end token."""
         rows = self.answer_rows(conversations, responses)
         out = torch.zeros(len(rows))
-        for part, _ in one_context_batches([prompt for prompt, _ in rows], batch):
+        for part, _ in one_context_batches([prompt for prompt, _ in rows], 32):
             loss, row = self.answer_loss([rows[i] for i in part])
             out.index_add_(0, torch.tensor(part)[row.cpu()], -loss.cpu())
         return out
@@ -2107,14 +2020,12 @@ def one_context_batches(prompts, batch, max_tokens=8192):
         if count[tuple(context)] == 1:
             context, turn = [], context + turn
         rows.append((context, len(turn), i, turn))
-    batches = []
-    open_context = None  # that of the last batch
+    batches, numbers, open_context = [], [], None  # the last two: of the last batch
     for context, length, i, turn in sorted(rows):
-        size = len(batches[-1][0]) + 1 if batches else 1  # with this row, the longest so far
+        size = len(numbers) + 1  # with this row, the longest so far
         if context != open_context or size > batch or size * length > max_tokens:
-            batches.append(([], []))
-            open_context = context
-        numbers, part = batches[-1]
+            numbers, part, open_context = [], [], context
+            batches.append((numbers, part))
         numbers.append(i)
         part.append((context, turn))
     return batches
@@ -2127,10 +2038,9 @@ def raw_bytes(w, dtype=None):
 
 def left_pad(rows, device):
     """ids (B, T) and valid (B, T) of rows of ids, padded on the left to the longest."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    padding = torch.tensor([width - len(row) for row in rows], device=device)
-    return ids, torch.arange(width, device=device) >= padding[:, None]
+    rows = [torch.tensor(row) for row in rows]
+    ids = nn.utils.rnn.pad_sequence(rows, True, -1, "left").to(device)
+    return ids.clamp(min=0), ids >= 0
 
 
 def rank_and_world_size():
@@ -2149,6 +2059,11 @@ def rank_and_world_size():
         except (RuntimeError, ValueError) as e:
             raise W2SError(f"the processes cannot find each other: {e}") from None
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def is_first_process():
+    """Whether this is the one process that writes files and talks to the user."""
+    return rank_and_world_size()[0] == 0
 
 
 # --------------------------------------------------------------------------------------
@@ -2193,7 +2108,7 @@ def read_jsonl(path, parse, expected):
             rows.append(parse(json.loads(line)))
         except W2SError as e:
             raise W2SError(f"{path}, line {number}: {e}") from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        except Exception as e:  # whatever a strange value can cause
             raise W2SError(f"{path}, line {number}: {e!r}; expected {expected}") from None
     return rows
 
@@ -2243,7 +2158,7 @@ def chat_line(question, answer, row=None):
 
 def write_file(path, text):
     """Write a text file as a whole or not at all; of several processes the first writes."""
-    if rank_and_world_size()[0] == 0:
+    if is_first_process():
         with replacing(path) as file:
             file.write(text.encode())
 
@@ -2282,12 +2197,12 @@ class Resumable:
     Questions go in chunks, each a line {digest of model, chunk and max_new_tokens: answers}.
     """
 
-    def __init__(self, lm, path, chunk=80):
-        self.lm, self.path, self.chunk = lm, Path(path), chunk
+    def __init__(self, lm, path):
+        self.lm, self.path = lm, Path(path)
         self.length, self.context_length = lm.length, lm.context_length
         self.model = lm.fingerprint()  # another model's answers are not this one's
         self.known = {}
-        self.path.open("a").close()
+        self.path.touch()
         for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 self.known |= json.loads(line)
@@ -2301,14 +2216,14 @@ class Resumable:
         conversations = [as_conversation(c) for c in conversations]
         order = sorted(range(len(conversations)), key=lambda i: json.dumps(conversations[i]))
         answers = {}
-        for start in tqdm(range(0, len(order), self.chunk), "answers", leave=False, delay=2):
-            part = order[start : start + self.chunk]
+        for start in progress(range(0, len(order), 80), "answers"):
+            part = order[start : start + 80]  # so many answers at most are lost
             asked = [conversations[i] for i in part]
             key = digest([self.model, asked, max_new_tokens])
             known = self.known.get(key)
             if not isinstance(known, list) or list(map(type, known)) != [str] * len(part):
                 self.known[key] = self.lm.generate(asked, max_new_tokens)
-                if rank_and_world_size()[0] == 0:
+                if is_first_process():
                     with self.path.open("a", encoding="utf-8") as f:
                         f.write("\n" + json.dumps({key: self.known[key]}))
             answers |= zip(part, self.known[key])
@@ -2373,38 +2288,37 @@ def parse_arguments(argv):
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, about, out):
-        p = commands.add_parser(name, help=about, description=about)
-        p.add_argument("--model", help="GGUF file (default: SmolLM2-135M-Instruct)")
-        p.add_argument("--template", dest="form", choices=["chatml", "plain"], help=(
-            "form of conversations, if the file's own chat template cannot be followed"))
-        p.add_argument("--device", help="cpu or cuda (default: cuda if there is a GPU)")
-        p.add_argument("--out", default=None if name == "finetune" else "-",
-                       required=name == "finetune", help=out)
-        return p
+        option = commands.add_parser(name, help=about, description=about).add_argument
+        option("--model", help="GGUF file (default: SmolLM2-135M-Instruct)")
+        option("--template", dest="form", choices=["chatml", "plain"],
+               help="form of conversations, if the file's own chat template cannot be followed")
+        option("--device", help="cpu or cuda (default: cuda if there is a GPU)")
+        option("--out", default="-", help=out)
+        return option
 
     about = "the model's own answers, after weak examples"
-    p = command("refine", about, "JSONL of refined answers")
-    p.add_argument("--data", default="-", help="JSONL of weak answers")
-    p.add_argument("--method", choices=REFINERS, default="agreement", help=(
-        "agreement (ours, the default), icl (Algorithm 1 of the paper), "
-        "iar (infer the concept and respond) or improve (the weak answer)"))
-    p.add_argument("--n-icl", type=whole_number, help=(
-        "weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)"))
-    p.add_argument("--keep", type=nonnegative, help="agreement: share of the answers to keep (0.5)")
-    p.add_argument("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
-    p.add_argument("--max-new-tokens", type=positive, help=(
-        "longest answer (default: what three of four weak answers have, and a quarter more)"))
+    option = command("refine", about, "JSONL of refined answers")
+    option("--data", default="-", help="JSONL of weak answers")
+    option("--method", choices=REFINERS, default="agreement",
+           help="agreement (ours, the default), icl (Algorithm 1 of the paper), "
+           "iar (infer the concept and respond) or improve (the weak answer)")
+    option("--n-icl", type=whole_number,
+           help="weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)")
+    option("--keep", type=nonnegative, help="agreement: share of the answers to keep (0.5)")
+    option("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
+    option("--max-new-tokens", type=positive, help="longest answer (default: what three of four "
+           "weak answers have, and a quarter more)")
 
-    p = command("finetune", "a model that answers so without examples", "GGUF file to write")
-    p.add_argument("--data", default="-", help="JSONL of answers to learn")
-    p.add_argument("--epochs", type=positive, help="default: 2, or more if needed for 20 steps")
-    p.add_argument("--lr", type=nonnegative, default=1e-3, help="learning rate (1e-3)")
-    p.add_argument("--rank", type=positive, default=64, help="rank of the update (64)")
-    p.add_argument("--seed", type=whole_number, default=0, help="seed of the batches (0)")
+    option = command("finetune", "a model that answers so without examples", "GGUF file to write")
+    option("--data", default="-", help="JSONL of answers to learn")
+    option("--epochs", type=positive, help="default: 2, or more if needed for 20 steps")
+    option("--lr", type=nonnegative, default=1e-3, help="learning rate (1e-3)")
+    option("--rank", type=positive, default=64, help="rank of the update (64)")
+    option("--seed", type=whole_number, default=0, help="seed of the batches (0)")
 
-    p = command("generate", "answers to questions", "JSONL of answers")
-    p.add_argument("questions", nargs="*", help="default: the lines of standard input")
-    p.add_argument("--max-new-tokens", type=positive, default=512, help="longest answer (512)")
+    option = command("generate", "answers to questions", "JSONL of answers")
+    option("questions", nargs="*", help="default: the lines of standard input")
+    option("--max-new-tokens", type=positive, default=512, help="longest answer (512)")
     return parser.parse_args(argv)
 
 
@@ -2420,33 +2334,29 @@ def main(argv=None):
         if data != "-" and os.path.realpath(data) == os.path.realpath(written):
             raise W2SError(f"--out {args.out}: would overwrite {data}: choose another name")
     elif args.command == "finetune":
-        raise W2SError("--out: a model cannot go to standard output: name a file")
+        raise W2SError("--out FILE is missing: a model cannot go to standard output")
     {"refine": run_refine, "finetune": run_finetune, "generate": run_generate}[args.command](args)
 
 
 def run_refine(args):
     """Weak labels in, refined labels out; answers already computed survive an interruption."""
-    refiner = REFINERS[args.method]
-    options = {"n_icl": args.n_icl, "keep": args.keep, "seed": args.seed}
-    options = {name: value for name, value in options.items() if value is not None}
-    for name in options.keys() - inspect.signature(refiner).parameters.keys():
-        option = "--" + name.replace("_", "-")
-        raise W2SError(f"--method {args.method} does not take {option}: leave it out")
+    refiner, options = REFINERS[args.method], {"max_new_tokens": args.max_new_tokens}
+    for name in ("n_icl", "keep", "seed"):
+        value = getattr(args, name)
+        if value is not None:
+            options[name] = value
+            if name not in inspect.signature(refiner).parameters:
+                option = name.replace("_", "-")
+                raise W2SError(f"--method {args.method} does not take --{option}: leave it out")
     lm, rows = load_model_and_data(args)
     questions, answers, originals = zip(*[row for row in rows if row[1] is not None])
-    options["max_new_tokens"] = args.max_new_tokens
     begin = time.perf_counter()
     out = Path(args.out)
     resumable = args.out != "-" and (out.is_file() or not out.exists())  # no device or pipe
-    if not resumable:
-        refined = refiner(lm, questions, answers, **options)
-    else:
-        side_file = Path(args.out + ".answers")
-        try:
-            refined = refiner(Resumable(lm, side_file), questions, answers, **options)
-        except KeyboardInterrupt:
-            print("to resume, run the same command", file=sys.stderr)
-            raise
+    side_file = Path(args.out + ".answers")
+    if resumable:
+        lm = Resumable(lm, side_file)
+    refined = refiner(lm, questions, answers, **options)
     kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
     if not kept:
         raise W2SError("no answer is whole: raise --max-new-tokens")
@@ -2488,10 +2398,11 @@ def load_model_and_data(args):
 
 def write_lines(path, lines):
     """Write lines to a file, or to standard output for "-"."""
+    text = "".join(lines)
     if path == "-":
-        print("".join(lines), end="")
+        print(text, end="")
     else:
-        write_file(Path(path), "".join(lines))
+        write_file(path, text)
 
 
 def run(command):
@@ -2501,7 +2412,7 @@ def run(command):
         setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
     sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
     try:
-        if rank_and_world_size()[0] > 0:
+        if not is_first_process():
             sys.stdout = open(os.devnull, "w")
         command()
         sys.stdout.flush()
@@ -2517,7 +2428,8 @@ def run(command):
         remedy = "lower --rank or --max-new-tokens, or leave the GPU with --device cpu"
         print(f"error: {reason}: {remedy}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        text = "interrupted: the same command resumes an experiment, or a refine with --out FILE"
+        print(text, file=sys.stderr)
         return 130
     return 2
 
