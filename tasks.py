@@ -544,7 +544,7 @@ def summary(run):
             odds = [interval([row]) for row in answers]
         else:
             methods = scores.setdefault(supervisor, {})
-            rows = marks_of(run.task, method, answers)
+            rows = scores_of(run.task, method, answers)
             methods.setdefault(method, []).append(rows)
             marks[key] = [row[:2] for row in rows if row is not NO_MARKS]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
@@ -568,7 +568,7 @@ def summary(run):
     }
 
 
-def marks_of(task, method, answers):
+def scores_of(task, method, answers):
     """Rows of content, style, content of the first 20 words, and number of words, one an answer;
     NO_MARKS for None."""
     items = task.train if method.endswith("_labels") else task.test

@@ -1719,7 +1719,7 @@ class Reader(Client):
     """Names the style of a block of pairs by the number of the prompt; repeats a question."""
 
     def answer(self, i, conversation):
-        if isinstance(conversation, str):
+        if "Complete this sentence" in conversation[-1]["content"]:
             return f" style {i} "
         return conversation[-1]["content"].upper()
 
@@ -1728,7 +1728,8 @@ def test_infer_and_respond_answers_a_block_under_the_concept_of_its_pairs():
     reader = Reader()
     questions = [[SYSTEM, *w2s.as_conversation(q)] for q in NUMBERS]
     assert w2s.infer_and_respond(reader, questions, WEAK) == [q.upper() for q in NUMBERS]
-    prompts, conversations = reader.calls
+    asked, conversations = reader.calls
+    prompts = [w2s.last_message(prompt) for prompt in asked]
     assert len(prompts) == 8  # 60 questions in blocks of 8
     for i, conversation in enumerate(conversations):
         pair = f"Question: {NUMBERS[i]}\nAnswer: {WEAK[i]}"
@@ -1742,7 +1743,7 @@ def test_infer_and_respond_leaves_a_long_answer_out_of_its_block():
     reader = Reader()
     reader.context_length, weak = 16 * 100, ["Arrr " * 50, *WEAK[1:]]
     w2s.infer_and_respond(reader, NUMBERS, weak)
-    prompts, _ = reader.calls
+    prompts = [w2s.last_message(prompt) for prompt in reader.calls[0]]
     assert [prompt.count("Answer: Arrr") for prompt in prompts] == [7] + [8] * 6 + [4]
 
 

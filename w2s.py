@@ -624,6 +624,7 @@ INFER_CONCEPT = """Here are questions and answers. All answers are written in th
 
 Complete this sentence about the style of the answers. The used style is"""
 
+
 def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None):
     """Infer-and-respond of the paper: refined labels for `finetune`, as `refine` returns them.
 
@@ -647,7 +648,7 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
                 "concept from: lower n_icl"
             )
         texts = [f"Question: {last_message(q)}\nAnswer: {a}" for q, a in block]
-        prompts.append(INFER_CONCEPT.format(pairs="\n\n".join(texts)))
+        prompts.append(as_conversation(INFER_CONCEPT.format(pairs="\n\n".join(texts))))
     sentences = ask(lm, prompts, 48)  # tokens: enough for one sentence
     conversations = []
     for i, question in enumerate(questions):
@@ -872,7 +873,7 @@ def best_of(questions, plain, drawn, concept):
 
 def enough_examples(lm, pairs, n_icl):
     """(the pairs that fit in the context, n_icl); n_icl None means 8, or half of the number of
-    different questions if that is less. W2SError if one more question than n_icl is not left."""
+    different questions if that is less. W2SError unless more than n_icl questions are left."""
     if n_icl is None:
         n_icl = max(1, min(8, count_questions(pairs) // 2))
     pairs = pairs_that_fit(lm, pairs, n_icl)
@@ -1052,9 +1053,8 @@ def with_own_answer(question, answer):
 
 
 def keep_agreed(questions, plain_answers, answers, keep=0.5):
-    """The ceil(keep * n) of the n answers that agree most with the plain ones; None for the others.
-
-    An answer that is None comes last.
+    """Keep the ceil(keep * n) answers that agree most with the plain ones, and put None in place of
+    the others. Answers that are None rank last.
 
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
@@ -1338,7 +1338,7 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 END_TOKENS = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"}
 START, END = "<|im_start|>", "<|im_end|>"  # ChatML
 # The paper's form, for a model without a chat template.
-PLAIN_FORM = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
+PAPER_FORM = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
 # Conversations, by their roles, that show whether a template is ChatML.
 PROBES = [
     # no system message: does the template add one?
@@ -1518,7 +1518,7 @@ class Tokenizer:
                 body = self.encode(m["role"] + "\n" + m["content"], False)
                 turns.append([self.start, *body, self.eos, *self.encode("\n")])
             else:
-                turns.append(self.encode(PLAIN_FORM[m["role"]].format(m["content"]), False))
+                turns.append(self.encode(PAPER_FORM[m["role"]].format(m["content"]), False))
         header = [self.start, *self.encode("assistant\n")] if self.chatml else []
         return sum(turns[:-1], []), turns[-1] + header
 
@@ -1685,13 +1685,13 @@ class Llama(nn.Module):
         shape = 2, rows, c.kv_heads, slots, c.dim // c.heads
         return [like.new_zeros(shape) for _ in self.blk]
 
-    def head(self, h):
+    def logits(self, h):
         """Logits (..., V) of hidden states (..., D)."""
         return F.linear(h, self.token_embd.weight if self.config.tied else self.output.weight)
 
     def forward(self, ids):
         """Logits (B, T, V) of token ids (B, T), int64."""
-        return self.head(self.hidden(ids))
+        return self.logits(self.hidden(ids))
 
 
 def rotary_angles(c, positions):
@@ -1908,7 +1908,7 @@ class LM:
         return [answers[i] for i in range(len(prompts))]
 
     def batch_limits(self):
-        """Most rows and prompt tokens of a batch of `generate`; a GPU takes what fits in it."""
+        """The most rows and prompt tokens of a batch of `generate`; on a GPU, what fits in it."""
         if self.device.type != "cuda":
             return 128, 8192
         c = self.model.config
@@ -1927,7 +1927,7 @@ class LM:
         answers = [[] for _ in prompts]
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            logits = without_repeats(model.head(h), [answers[row] for row in rows])
+            logits = without_repeats(model.logits(h), [answers[row] for row in rows])
             new = logits.argmax(-1).tolist()
             ends = self.tokenizer.end_tokens
             going = [place for place, token in enumerate(new) if token not in ends]
@@ -1973,7 +1973,7 @@ class LM:
         ids = nn.utils.rnn.pad_sequence(ids, True).to(self.device)
         row, column = torch.tensor([row, column], device=self.device)
         h = self.model.hidden(ids, context=context)[row, column - 1]  # (N, D)
-        logits = self.model.head(h).float()  # (N, V)
+        logits = self.model.logits(h).float()  # (N, V)
         losses = F.cross_entropy(logits, ids[row, column], reduction="none")
         if confidence:
             own = F.cross_entropy(logits, logits.argmax(-1), reduction="none")
