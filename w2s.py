@@ -1617,7 +1617,7 @@ def attend(q, k, v, mask, context):
     return torch.einsum("bhmc,hcd->bhmd", p[..., :C], context_v[0]) + p[..., C:] @ v
 
 
-def rotate(x, rope, apart):
+def rotate(x, rope, apart=False):
     """Rotary positions of x (B, heads, T, head_dim): pair i, (x[2i], x[2i+1]), is turned as a
     complex number; a qwen2's pairs are half a head apart."""
     pairs = x.unflatten(-1, (2, -1)).mT if apart else x.unflatten(-1, (-1, 2))
@@ -1685,13 +1685,13 @@ class Llama(nn.Module):
         shape = 2, rows, c.kv_heads, slots, c.dim // c.heads
         return [like.new_zeros(shape) for _ in self.blk]
 
-    def logits(self, h):
+    def head(self, h):
         """Logits (..., V) of hidden states (..., D)."""
         return F.linear(h, self.token_embd.weight if self.config.tied else self.output.weight)
 
     def forward(self, ids):
         """Logits (B, T, V) of token ids (B, T), int64."""
-        return self.logits(self.hidden(ids))
+        return self.head(self.hidden(ids))
 
 
 def rotary_angles(c, positions):
@@ -1754,9 +1754,7 @@ def find_device(name):
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        zero = torch.zeros((), device=name)
-        zero.item()  # fails on a device without values
-        return zero.device
+        return torch.zeros((), device=name).device
     except Exception as e:  # each backend has its own
         reason = str(e).splitlines()[0]
         raise W2SError(f"device {name} cannot be used: {reason}: use --device cpu") from None
@@ -1927,7 +1925,7 @@ class LM:
         answers = [[] for _ in prompts]
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            logits = without_repeats(model.logits(h), [answers[row] for row in rows])
+            logits = without_repeats(model.head(h), [answers[row] for row in rows])
             new = logits.argmax(-1).tolist()
             ends = self.tokenizer.end_tokens
             going = [place for place, token in enumerate(new) if token not in ends]
@@ -1973,7 +1971,7 @@ class LM:
         ids = nn.utils.rnn.pad_sequence(ids, True).to(self.device)
         row, column = torch.tensor([row, column], device=self.device)
         h = self.model.hidden(ids, context=context)[row, column - 1]  # (N, D)
-        logits = self.model.logits(h).float()  # (N, V)
+        logits = self.model.head(h).float()  # (N, V)
         losses = F.cross_entropy(logits, ids[row, column], reduction="none")
         if confidence:
             own = F.cross_entropy(logits, logits.argmax(-1), reduction="none")
