@@ -191,7 +191,7 @@ def explanation_task():
     )
     style = partial(has_markers, analogy, 1)
     # Examples are long, and their facts should be those that the model itself would name.
-    options = {"own_answers": True}
+    options = {"show_plain": True}
     task = split("explanation", rows, 36, 110, contains, style)
     return task._replace(max_new_tokens=48, n_icl=3, by_agreement=options)
 
@@ -296,8 +296,8 @@ def gold_answers(cell):
 
 def agreed_labels(lm, questions, weak_answers, max_new_tokens):
     """The weak answers that agree most with the model's own; None in place of the others."""
-    own_answers = lm.generate(questions, max_new_tokens)
-    return w2s.keep_agreed(questions, own_answers, weak_answers)
+    plain = lm.generate(questions, max_new_tokens)
+    return w2s.keep_agreed(questions, plain, weak_answers)
 
 
 def bootstrapped_labels(cell):

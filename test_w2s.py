@@ -2024,8 +2024,8 @@ def test_the_share_to_keep_is_of_all_answers_and_the_first_of_equals_stay():
     assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, [None, "b", "a"], 0.5) == [None, "b", "a"]
 
 
-def test_own_answers_stand_before_the_questions(client):
-    w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4, own_answers=True)
+def test_plain_answers_stand_before_the_questions(client):
+    w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=4, show_plain=True)
     for question, conversation in zip(NUMBERS * 3, client.calls[-1], strict=True):
         own = f"plain {number_in(question)}"
         assert conversation[-1]["content"] == f"{own}\n{question}"

@@ -803,7 +803,7 @@ def notice(text):
 
 
 def refine_by_agreement(
-    lm, questions, weak_answers, n_icl=None, draws=3, keep=0.5, own_answers=False, seed=0,
+    lm, questions, weak_answers, n_icl=None, draws=3, keep=0.5, show_plain=False, seed=0,
     max_new_tokens=None,
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
@@ -814,7 +814,7 @@ def refine_by_agreement(
         most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
         plain ones.
-    own_answers: put the model's plain answer before each question, in the examples too. This
+    show_plain: put the model's plain answer before each question, in the examples too. This
         helps when an answer holds several facts.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
     A report goes to standard error. Raises W2SError for an empty weak answer, too few questions
@@ -832,7 +832,7 @@ def refine_by_agreement(
     plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in plain]
     concept = Concept(questions, weak_answers, plain)
-    asked = list(map(with_own_answer, questions, plain)) if own_answers else questions
+    asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
     # 1. The examples: good weak answers, those first that agree most with the plain ones; per word,
     # as long weak answers agree in more words, but a small model loops after them.
     weights = agreement(questions, plain, weak_answers)
@@ -1046,8 +1046,8 @@ def share_examples(questions, pairs, n_icl, rng):
     return [with_examples(q, examples[question_text(q)]) for q in questions]
 
 
-def with_own_answer(question, answer):
-    """A question with the model's own answer put before its last message."""
+def with_plain_answer(question, answer):
+    """A question with the model's plain answer put before its last message."""
     *before, user = as_conversation(question)
     return [*before, {"role": "user", "content": f"{answer}\n{user['content']}"}]
 
