@@ -324,7 +324,7 @@ def questions_of(items):
 
 def non_empty(answers):
     """Labels cannot be empty: "..." in place of an empty answer."""
-    return [a if a is None or a.strip() else "..." for a in answers]
+    return [a if a is None or a.removesuffix(w2s.CUT).strip() else "..." for a in answers]
 
 
 METHODS = {  # key: (title of its row in the tables, function)

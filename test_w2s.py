@@ -3326,6 +3326,12 @@ def test_without_a_label_the_model_stays_as_it_is(tiny, tmp_path, capsys):
     assert "no label is left to learn: the model stays as it is" in capsys.readouterr().err
 
 
+def test_a_label_without_text_becomes_three_dots():
+    assert tasks.non_empty(["a", None, " ", w2s.CUT, "a" + w2s.CUT]) == [
+        "a", None, "...", "...", "a" + w2s.CUT
+    ]
+
+
 def test_a_method_without_a_label_has_a_row_without_scores(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(w2s, "is_whole", always(False))
     rows = tiny_experiment(tiny, tmp_path, methods=["algorithm_1"])["supervisors"][tasks.DEFAULT]
