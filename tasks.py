@@ -621,6 +621,7 @@ def row_of(scores, method, tests, new):
 # -------------------------------------------------------------------------------------------------
 
 LABELS = [30, 100, 300, 1000]
+RISKS = [1e-4, 1e-3, 1e-2, 1e-1, 1]  # the ticks of a risk
 EXAMPLES = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256]
 FITS = ["naive FT, best eta", "hull projection", "refined FT, n_icl 64"]
 
@@ -724,12 +725,6 @@ def mean_texts(risks):
     return texts
 
 
-def log_panel(title, x_label, series, x):
-    """A panel of excess risks against x; both axes are logarithmic."""
-    x_range = 0.9 * x[0], 1.2 * x[-1]
-    return Panel(title, x_label, "excess risk", series, x_range, (1e-4, 1), log=True)
-
-
 def fits_against_labels(source, replications, generator):
     """(table, panels) of the fits: a biased supervisor, and three with more and more noise."""
     target = source.betas[0]
@@ -762,9 +757,10 @@ def fits_against_labels(source, replications, generator):
         aside = [n * 1.05**k for n in LABELS]  # no bar hides another
         name += "; bars: sigma_w from sigma to 4 sigma"
         noisy.append(Series(name, aside, middle, list(zip(low, high))))
+    names = "weak labels n", "excess risk"
     return table, [
-        log_panel("biased supervisor, c* = 0.6", "weak labels n", biased, LABELS),
-        log_panel("noisy supervisor, sigma_w = 2 sigma", "weak labels n", noisy, LABELS),
+        Panel("biased supervisor, c* = 0.6", *names, biased, LABELS, RISKS, log=True),
+        Panel("noisy supervisor, sigma_w = 2 sigma", *names, noisy, LABELS, RISKS, log=True),
     ]
 
 
@@ -790,7 +786,8 @@ def labels_against_examples(source, replications, generator):
                              dashed=True, color=color))
     title = "refined labels, biased supervisors"
     shown = series[:7]  # three cases with their bounds, and the fourth, whose bound says nothing
-    return table, log_panel(title, "examples in the context, n_icl", shown, EXAMPLES[1:])
+    names = "examples in the context, n_icl", "excess risk"
+    return table, Panel(title, *names, shown, EXAMPLES[1:], RISKS, log=True)
 
 
 def two_terms(source, replications, generator):
@@ -1037,7 +1034,7 @@ DRAWN = {  # the methods in the figures, and their colors, distinct for the colo
     "gold": "#a6761d",
 }
 COLORS = list(DRAWN.values())  # of series that name none
-SCORE = (-0.03, 1.03)  # the range of a score, with a margin
+SCORE = [0, 0.2, 0.4, 0.6, 0.8, 1]  # the ticks of a score
 
 
 def figures(result):
@@ -1057,15 +1054,16 @@ def summary_panel(result):
     """Content of the main methods, one below the other; the unaltered model is a line."""
     methods = result["supervisors"][DEFAULT]
     shown = [m for m in ["weak", *MAIN] if m in methods]
-    series, y_range = [], (-len(shown), 1)
+    series, rows = [], range(-len(shown), 2)  # one is free at either end
     for k, m in enumerate(shown):
-        x, *x_interval = methods[m]["content"]
+        name, color = row_title(m), DRAWN[m]
+        x, *bar = methods[m]["content"]
         if m == "unaltered":
-            drawn = Series(row_title(m), [x, x], y_range, dashed=True, color=DRAWN[m])
+            line = Series(name, [x, x], [rows[0], rows[-1]], dashed=True, color=color)
+            series.append(line)
         else:
-            drawn = Series(row_title(m), [x], [-k], (), [x_interval], line=False, color=DRAWN[m])
-        series.append(drawn)
-    return Panel(result["task"], "content", "", series, SCORE, y_range)
+            series.append(Series(name, [x], [-k], (), [bar], line=False, color=color))
+    return Panel(result["task"], "content", "", series, SCORE, rows)
 
 
 def methods_panel(methods):
@@ -1073,10 +1071,10 @@ def methods_panel(methods):
     series = []
     for m, color in DRAWN.items():
         if m in methods:
-            x, *x_interval = methods[m]["content"]
-            y, *y_interval = methods[m]["style"]
-            bars = [y_interval], [x_interval]
-            series.append(Series(row_title(m), [x], [y], *bars, line=False, color=color))
+            x, *x_bar = methods[m]["content"]
+            y, *y_bar = methods[m]["style"]
+            name = row_title(m)
+            series.append(Series(name, [x], [y], [y_bar], [x_bar], line=False, color=color))
     title = "on test questions, bars are 95 % intervals"
     return Panel(title, "content", "style", series, SCORE, SCORE)
 
@@ -1099,15 +1097,15 @@ def examples_panel(methods):
     rows = [methods["unaltered" if n == 0 else f"icl_{n}"] for n in N_ICL]
     series = [interval_series(c, N_ICL, [row[c] for row in rows]) for c in ("content", "style")]
     title = "unaltered model after n weak examples"
-    return Panel(title, "n_icl", "score on test", series, (0, N_ICL[-1]), SCORE)
+    return Panel(title, "n_icl", "score on test", series, N_ICL, SCORE)
 
 
 def odds_panel(odds):
     """The evidence for the concept after n weak examples."""
     series = [interval_series("gold answers against own answers", N_ICL, odds)]
-    y_range = np.min(odds) - 1, np.max(odds) + 1
+    y_ticks = np.linspace(np.min(odds) - 1, np.max(odds) + 1, 5).round(1)
     title = "evidence for the concept after n weak examples"
-    return Panel(title, "n_icl", "log-odds, nats", series, (0, N_ICL[-1]), y_range)
+    return Panel(title, "n_icl", "log-odds, nats", series, N_ICL, y_ticks)
 
 
 # Points (x, y) in one color, with intervals (low, high) of either, and a line through them or none;
@@ -1116,13 +1114,14 @@ Series = namedtuple(
     "Series", "name x y y_interval x_interval line dashed color",
     defaults=((), (), True, False, None),
 )
-# A pair of axes, both linear or both logarithmic (ranges (low, high) are then positive). Without a
-# label the y axis has no ticks.
+# A pair of axes, both linear or both logarithmic: each reaches from its first tick to its last, and
+# a little further. Without a label the y axis has no numbers.
 Panel = namedtuple(
-    "Panel", "title x_label y_label series x_range y_range log", defaults=[False]
+    "Panel", "title x_label y_label series x_ticks y_ticks log", defaults=[False]
 )
-WIDTH, HEIGHT = 460, 330  # of the axes, in pixels
-LEFT, LEGEND = 62, 18  # to the left of the axes; a line of the legend
+COLUMN, WIDTH, HEIGHT = 540, 420, 290  # of a panel; between the outer ticks, in pixels
+FRAME = 'x="-20" y="-20" width="460" height="330"'  # of the axes, 20 around these
+LEGEND = 18  # a line of the legend
 MIDDLED = 'text-anchor="middle"'
 
 
@@ -1134,41 +1133,38 @@ def interval_series(name, x, values, **style):
 def draw_figure(title, panels):
     """Panels, three in a row, as an SVG document (str), with a legend under each."""
     columns = min(3, len(panels))
-    column = LEFT + WIDTH + LEGEND
-    row = HEIGHT + 100 + LEGEND * max(len(panel.series) for panel in panels)
-    width, height = columns * column, 24 + row * math.ceil(len(panels) / columns)
+    row = HEIGHT + 140 + LEGEND * max(len(panel.series) for panel in panels)
+    width, height = columns * COLUMN, 24 + row * math.ceil(len(panels) / columns)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<clipPath id="axes"><rect x="-6" y="-6" width="{WIDTH + 12}" height="{HEIGHT + 12}"/>'
-        "</clipPath>",
-        f'<text x="{LEFT}" y="24" font-size="15" font-weight="bold">{escape(title)}</text>',
+        f'<clipPath id="axes"><rect {FRAME}/></clipPath>',
+        svg_text(62, 24, title, 'font-size="15" font-weight="bold"'),
     ]
     for n, panel in enumerate(panels):
-        x, y = LEFT + n % columns * column, 62 + n // columns * row
+        x, y = 82 + n % columns * COLUMN, 82 + n // columns * row
         lines += [f'<g transform="translate({x} {y})">', *draw_panel(panel), "</g>"]
     return "\n".join([*lines, "</svg>\n"])
 
 
 def draw_panel(panel):
-    """Lines of SVG; the upper left corner of the axes is the origin."""
+    """Lines of SVG; the origin is where the first tick of x and the last of y meet."""
     lines = [
-        svg_text(0, -10, panel.title, 'font-weight="bold"'),
-        svg_text(WIDTH / 2, HEIGHT + 36, panel.x_label, MIDDLED),
-        svg_text(-HEIGHT / 2, -46, panel.y_label, f'{MIDDLED} transform="rotate(-90)"'),
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#333"/>',
+        svg_text(-20, -30, panel.title, 'font-weight="bold"'),
+        svg_text(WIDTH / 2, HEIGHT + 56, panel.x_label, MIDDLED),
+        svg_text(-HEIGHT / 2, -66, panel.y_label, f'{MIDDLED} transform="rotate(-90)"'),
+        f'<rect {FRAME} fill="none" stroke="#333"/>',
     ]
-    for value in ticks(panel.x_range, panel.log):
-        x = pixel_x(panel, value)
-        lines.append(f'<path d="M{x} 0V{HEIGHT}" stroke="#e5e5e5"/>')
-        lines.append(svg_text(x, HEIGHT + 16, f"{value:g}", MIDDLED))
-    for value in ticks(panel.y_range, panel.log) if panel.y_label else []:
-        y = pixel_y(panel, value)
-        lines.append(f'<path d="M0 {y}H{WIDTH}" stroke="#e5e5e5"/>')
-        lines.append(svg_text(-6, y + 4, f"{value:g}", 'text-anchor="end"'))
+    for tick, x in zip(panel.x_ticks, pixels_x(panel, panel.x_ticks)):
+        lines.append(f'<path d="M{x} -20v330" stroke="#e5e5e5"/>')
+        lines.append(svg_text(x, HEIGHT + 36, f"{tick:g}", MIDDLED))
+    for tick, y in zip(panel.y_ticks, pixels_y(panel, panel.y_ticks)):
+        lines.append(f'<path d="M-20 {y}h460" stroke="#e5e5e5"/>')
+        if panel.y_label:
+            lines.append(svg_text(-26, y + 4, f"{tick:g}", 'text-anchor="end"'))
     for k, series in enumerate(panel.series):
-        color, y = series.color or COLORS[k % len(COLORS)], HEIGHT + 56 + LEGEND * k
+        color, y = series.color or COLORS[k % len(COLORS)], HEIGHT + 76 + LEGEND * k
         dashes = 'stroke-dasharray="6 4"' if series.dashed else ""
         lines.append(f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>')
         lines += draw_series(panel, series, color)
@@ -1179,13 +1175,12 @@ def draw_panel(panel):
 
 def draw_series(panel, series, color):
     """Lines of SVG: bars of the intervals, points, and a line through them."""
-    xs = [pixel_x(panel, x) for x in series.x]
-    ys = [pixel_y(panel, y) for y in series.y]
+    xs, ys = pixels_x(panel, series.x), pixels_y(panel, series.y)
     bars = ""
-    for x, (low, high) in zip(xs, series.y_interval):
-        bars += f"M{x} {pixel_y(panel, low)}V{pixel_y(panel, high)}"
-    for y, (low, high) in zip(ys, series.x_interval):
-        bars += f"M{pixel_x(panel, low)} {y}H{pixel_x(panel, high)}"
+    for x, (low, high) in zip(xs, pixels_y(panel, series.y_interval)):
+        bars += f"M{x} {low}V{high}"
+    for y, (low, high) in zip(ys, pixels_x(panel, series.x_interval)):
+        bars += f"M{low} {y}H{high}"
     lines = ['<g clip-path="url(#axes)">', f'<path d="{bars}" stroke-width="1.5"/>']
     if series.line:
         points = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
@@ -1197,38 +1192,26 @@ def draw_series(panel, series, color):
     return lines + ["</g>"]
 
 
-def pixel_x(panel, x):
-    """A value on the x axis in pixels from the left."""
-    return round(WIDTH * place(x, panel.x_range, panel.log), 1)
+def pixels_x(panel, values):
+    """Values on the x axis in pixels from the left."""
+    return pixels(values, panel.x_ticks, WIDTH, panel.log)
 
 
-def pixel_y(panel, y):
-    """A value on the y axis in pixels from above."""
-    return round(HEIGHT - HEIGHT * place(y, panel.y_range, panel.log), 1)
+def pixels_y(panel, values):
+    """Values on the y axis in pixels from above."""
+    return pixels(values, panel.y_ticks[::-1], HEIGHT, panel.log)
+
+
+def pixels(values, ticks, size, log):
+    """Values on an axis in pixels from the first tick; the last is at `size`, a log of 0 far off."""
+    if log:
+        values, ticks = np.log10(np.maximum(values, 1e-9)), np.log10(ticks)
+    return np.round(size * np.subtract(values, ticks[0]) / (ticks[-1] - ticks[0]), 1)
 
 
 def svg_text(x, y, text, look=""):
     """A line of SVG with a text."""
     return f'<text x="{x}" y="{y}" {look}>{escape(text)}</text>'
-
-
-def place(value, bounds, log):
-    """Where a value lies between two bounds, as a fraction; on a log axis, zero lies far below."""
-    low, high = bounds
-    if log:
-        return math.log(max(value / low, 1e-9)) / math.log(high / low)
-    return (value - low) / (high - low)
-
-
-def ticks(bounds, log):
-    """Round numbers between two bounds: powers of ten, or at least four equal steps."""
-    low, high = [math.log10(bound) for bound in bounds] if log else bounds
-    step = 1 if log else 10.0 ** math.floor(math.log10(high - low))
-    while not log and (high - low) / step < 4:
-        step /= 2
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    values = [round(step * i, 10) for i in range(first, last + 1)]
-    return [10.0**value for value in values] if log else values
 
 
 # -------------------------------------------------------------------------------------------------
