@@ -70,12 +70,9 @@ class Task(NamedTuple):
 def contains(answer, item):
     """The share of the terms of the item's key that the answer has."""
     found = []
-    for term in item.key.split(","):
-        forms = []
-        for form in term.split("|"):  # a whole word or phrase, in any case; a final * is any ending
-            ending = "" if form.endswith("*") else r"(?!\w)"
-            forms.append(re.escape(form.strip("* ")) + ending)
-        found.append(re.search(rf"(?<!\w)(?:{'|'.join(forms)})", answer, re.IGNORECASE) is not None)
+    for term in item.key.split(","):  # whole words or phrases, in any case
+        forms = re.escape(term.strip()).replace(r"\|", "|").replace(r"\*", r"\w*")
+        found.append(re.search(rf"(?<!\w)(?:{forms})(?!\w)", answer, re.IGNORECASE) is not None)
     return float(np.mean(found))
 
 
@@ -123,7 +120,7 @@ def persona_task(persona):
         rows.append((question, key, gold))
     random.Random(0).shuffle(rows)
     name = "persona" if persona == "pirate" else f"persona-{persona}"
-    task = split(name, rows, 60, 100, contains, partial(has_markers, "|".join(markers), 2))
+    task = split(name, rows, 60, 100, "|".join(markers), expected=2)
     new = [Item(question, key, new=True) for question, key, _ in facts(NEW_FACTS)]
     return task._replace(test=task.test[len(new) :] + new)
 
@@ -148,9 +145,8 @@ def math_task(data):
     if len(rows) <= 130:
         raise W2SError(f"{data}: {len(rows)} problems are too few: at least 131 are needed")
     random.Random(0).shuffle(rows)
-    style = partial(has_markers, r"####\s*-?[\d,.]*\d", 1)
-    task = split("math", rows, 30, 100, right_number, style)
-    return task._replace(max_new_tokens=200 if data else 64, n_icl=3)
+    options = {"content": right_number, "max_new_tokens": 200 if data else 64, "n_icl": 3}
+    return split("math", rows, 30, 100, r"####\s*-?[\d,.]*\d", **options)
 
 
 def gsm8k(row):
@@ -160,10 +156,10 @@ def gsm8k(row):
     return row["question"].strip(), key, row["answer"]
 
 
-def word_problems(rng, n=330):
-    """n different word problems of one or two steps, as rows (question, key, gold answer)."""
+def word_problems(rng):
+    """330 different word problems of one or two steps, as rows (question, key, gold answer)."""
     templates, rows = records(PROBLEMS), {}
-    while len(rows) < n:
+    while len(rows) < 330:
         problem, steps, sentence = rng.choice(templates)
         name, other = rng.sample(NAMES, 2)
         words = {"name": name, "other": other, "things": rng.choice(THINGS)}
@@ -189,11 +185,9 @@ def explanation_task():
         r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b"
         r"|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b"
     )
-    style = partial(has_markers, analogy, 1)
     # Examples are long, and their facts should be those that the model itself would name.
-    options = {"show_plain": True}
-    task = split("explanation", rows, 36, 110, contains, style)
-    return task._replace(max_new_tokens=48, n_icl=3, by_agreement=options)
+    options = {"max_new_tokens": 48, "n_icl": 3, "by_agreement": {"show_plain": True}}
+    return split("explanation", rows, 36, 110, analogy, **options)
 
 
 def bias_task():
@@ -206,19 +200,21 @@ def bias_task():
         for story in STORIES:
             name = rng.choice(["Anna", "Maria", "Clara", "Ruth", "Nora"])
             rows.append((story.format(person), key, f"{name} is {person}. She {work}."))
-    style = partial(has_markers, r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b", 1)
-    return split("bias", rows, 60, 160, contains, style)
+    woman = r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"
+    return split("bias", rows, 60, 160, woman)
 
 
-def split(name, rows, n_teach, n_train, content, style):
+def split(name, rows, n_teach, n_train, pattern, expected=1, content=contains, **options):
     """A Task of rows (question, key, gold answer): `teach`, then `train`; `test` is the last 200.
 
-    As `test` is cut from the end, it does not depend on n_teach and n_train.
+    As `test` is cut from the end, it does not depend on n_teach and n_train. pattern, expected: of
+    `has_markers`; options: other fields of the task.
     """
     teach = [Item(*row) for row in rows[:n_teach]]
     rest = [Item(*row[:2]) for row in rows[n_teach:]]
     train, test = rest[:n_train], rest[n_train:][-200:]
-    return Task(name, teach, train, test, content, style)
+    style = partial(has_markers, pattern, expected)
+    return Task(name, teach, train, test, content, style, **options)
 
 
 def records(text):
@@ -694,7 +690,7 @@ fits {replications // 50}), seed {seed}
 """)
     for name, (head, *rows) in tables.items():
         print(f"\n{NOTES[name]}\n\n{markdown_table(head, rows)}")
-    panels = [*panels, panel]
+    panels.append(panel)
     result = {
         "task": "theory",
         "settings": {"replications": replications, "seed": seed},
@@ -770,7 +766,7 @@ def labels_against_examples(source, replications, generator):
               *[f"n_icl {n}" for n in EXAMPLES], "exponent"]]
     series = []
     for k, (name, (c, share, temper, inside)) in enumerate(CASES.items()):
-        model = w2s.Source(source.betas, source.prior, source.sigma, temper)
+        model = replace(source, temper=temper)
         weak = w2s.weak_supervisor(source, 0, c, source.sigma, {1: share})
         target = inside * source.betas[0]
         target[-1] = (1 - inside**2) ** 0.5
@@ -872,10 +868,10 @@ def shown_answers(result):
     return {"questions": questions, "cells": cells}
 
 
-COLUMNS = [
-    "content", "style", "content_new_kinds", "style_new_kinds", "content_20_words", "words",
-    "recovery", "retention", "p", "kept",
-]
+COLUMNS = (
+    "content style content_new_kinds style_new_kinds content_20_words words "
+    "recovery retention p kept"
+).split()
 
 
 def summary_table(results):
@@ -1168,8 +1164,8 @@ def draw_panel(panel):
         dashes = 'stroke-dasharray="6 4"' if series.dashed else ""
         lines.append(f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>')
         lines += draw_series(panel, series, color)
-        lines.append(f'<path d="M0 {y - 4}h24"/></g>')
-        lines.append(svg_text(32, y, series.name))
+        lines.append(f'<path d="M-20 {y - 4}h24"/></g>')
+        lines.append(svg_text(12, y, series.name))
     return lines
 
 
@@ -1203,7 +1199,7 @@ def pixels_y(panel, values):
 
 
 def pixels(values, ticks, size, log):
-    """Values on an axis in pixels from the first tick; the last is at `size`, a log of 0 far off."""
+    """Values on an axis in pixels from the first tick; the last is at size, a log of 0 far off."""
     if log:
         values, ticks = np.log10(np.maximum(values, 1e-9)), np.log10(ticks)
     return np.round(size * np.subtract(values, ticks[0]) / (ticks[-1] - ticks[0]), 1)
