@@ -162,16 +162,16 @@ def word_problems(rng):
     while len(rows) < 330:
         problem, steps, sentence = rng.choice(templates)
         name, other = rng.sample(NAMES, 2)
-        words = {"name": name, "other": other, "things": rng.choice(THINGS)}
-        values = {"a": rng.randint(6, 12)} | {v: rng.randint(2, 5) for v in "bcd"}
+        fields = {"name": name, "other": other, "things": rng.choice(THINGS)}
+        fields |= {"a": rng.randint(6, 12)} | {v: rng.randint(2, 5) for v in "bcd"}
         worked = []
         for step in steps.split("; "):
             x, sign, y = step.split()
-            x, y = values[x], values[y]
-            values["r"] = {"+": x + y, "-": x - y, "*": x * y}[sign]
-            worked.append(f"{x} {sign} {y} = {values['r']}")
-        question, key = problem.format(**words, **values), str(values["r"])
-        gold = sentence.format(**words, s=", ".join(worked)) + f"\n#### {key}"
+            x, y = fields[x], fields[y]
+            fields["r"] = {"+": x + y, "-": x - y, "*": x * y}[sign]
+            worked.append(f"{x} {sign} {y} = {fields['r']}")
+        question, key = problem.format(**fields), str(fields["r"])
+        gold = sentence.format(**fields, s=", ".join(worked)) + f"\n#### {key}"
         rows[question] = question, key, gold
     return list(rows.values())
 
@@ -460,10 +460,9 @@ def open_run(task, lm, out):
         "model": lm.fingerprint(),
     }
     path = out / f"{task.name}.{w2s.digest(settings)}.partial.json"
-    kept = {"answers": {}, "seconds": {}}
     try:
-        if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text("utf-8") if path.exists() else '{"answers": {}, "seconds": {}}'
+        kept = json.loads(text)
         run = Cell(task, lm, path, settings, kept["answers"], kept["seconds"])
     except (ValueError, KeyError, TypeError):
         raise W2SError(f"{path}: not the file of an interrupted run: delete it") from None
@@ -503,7 +502,7 @@ def interval(a, b=None, draws=10_000):
     seeds, items = (resampled_shares(n, draws, rng) for n in np.shape(a))
     values = resampled_means(a, seeds, items)
     if b is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             values = values / resampled_means(b, seeds, items)
     finite = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
@@ -518,7 +517,7 @@ def resampled_shares(n, draws, rng):
 
 def resampled_means(scores, seeds, items):
     """The mean of scores (S, n) under each pair of shares of seeds and items, (1 + draws,)."""
-    return ((seeds @ np.asarray(scores, dtype=np.float64)) * items).sum(1)
+    return ((seeds @ scores) * items).sum(1)
 
 
 def paired_p(a, b, draws=50_000):
@@ -539,9 +538,8 @@ def summary(run):
         if method == "odds":
             odds = [interval([row]) for row in answers]
         else:
-            methods = scores.setdefault(supervisor, {})
             rows = scores_of(run.task, method, answers)
-            methods.setdefault(method, []).append(rows)
+            scores.setdefault(supervisor, {}).setdefault(method, []).append(rows)
             marks[key] = [row[:2] for row in rows if row is not NO_MARKS]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
     new = [item.new for item in run.task.test]
@@ -589,16 +587,16 @@ def row_of(scores, method, tests, new):
     p: against by_agreement, times the number of tests (Bonferroni). new (n,): for each test
     question, whether it is of a kind that `train` does not have.
     """
-    values = scores[method]
+    values, of_labels = scores[method], method.endswith("_labels")
     kept = ~np.isnan(values[..., 0])  # a label may be None
     if not kept.any():
         return {"kept": 0.0}
-    if method.endswith("_labels"):
+    if of_labels:
         values = values[kept][None]  # of all seeds, as they may differ in number
     content, style, short, words = np.moveaxis(values, 2, 0)
     row = {"content": interval(content), "style": interval(style)}
     row |= {"content_20_words": interval(short), "words": words.mean()}
-    if method.endswith("_labels"):
+    if of_labels:
         return row | {"kept": kept.mean()}
     if any(new):
         row["content_new_kinds"] = interval(content[:, new])
@@ -876,15 +874,15 @@ COLUMNS = (
 
 def summary_table(results):
     """(head, rows): content of the main methods with the middle supervisor, recovery, retention."""
-    rows = []
+    shown, rows = ["weak", *MAIN], []
     for result in results:
         methods = result["supervisors"][DEFAULT]
         seeds = len({key.split("/")[1] for key in result["answers"]})
-        row = [f"{result['task']} (questions: {len(result['test'])}, seeds: {seeds})"]
-        row += [as_text(methods[m]["content"]) if m in methods else "" for m in ["weak", *MAIN]]
-        ours = methods.get("by_agreement", {})
-        rows.append([*row, as_text(ours.get("recovery")), as_text(ours.get("retention"))])
-    titles = [row_title(m) for m in ["weak", *MAIN]]
+        name = f"{result['task']} (questions: {len(result['test'])}, seeds: {seeds})"
+        values = [methods.get(m, {}).get("content") for m in shown]
+        values += [methods.get("by_agreement", {}).get(c) for c in ("recovery", "retention")]
+        rows.append([name, *map(as_text, values)])
+    titles = map(row_title, shown)
     return ["content", *titles, "recovery (ours)", "retention of style (ours)"], rows
 
 
@@ -894,7 +892,8 @@ def methods_table(methods):
     columns = [c for c in COLUMNS if any(c in row for row in methods.values())]
     for key in [*METHODS, *(f"{m}_labels" for m in METHODS)]:
         if key in methods:
-            rows.append([row_title(key), *(as_text(methods[key].get(c)) for c in columns)])
+            values = map(methods[key].get, columns)
+            rows.append([row_title(key), *map(as_text, values)])
     return ["method", *(c.replace("_", " ") for c in columns)], rows
 
 
@@ -1050,7 +1049,7 @@ def summary_panel(result):
     """Content of the main methods, one below the other; the unaltered model is a line."""
     methods = result["supervisors"][DEFAULT]
     shown = [m for m in ["weak", *MAIN] if m in methods]
-    series, rows = [], range(-len(shown), 2)  # one is free at either end
+    series, rows = [], range(-len(shown), 2)  # free at either end
     for k, m in enumerate(shown):
         name, color = row_title(m), DRAWN[m]
         x, *bar = methods[m]["content"]
