@@ -85,9 +85,10 @@ def right_number(answer, item):
 
 
 def has_markers(pattern, expected, answer):
-    """The number of different matches of the pattern over the expected number, at most 1."""
-    matches = re.findall(pattern, answer, re.IGNORECASE | re.DOTALL)
-    return min(1.0, len({match.lower() for match in matches}) / expected)
+    """The number of different matches of the pattern, in lower case, over the expected number, at
+    most 1."""
+    matches = re.findall(pattern, answer.lower(), re.DOTALL)
+    return min(1.0, len(set(matches)) / expected)
 
 
 def make_task(name, persona="pirate", data=None):
@@ -116,8 +117,7 @@ def persona_task(persona):
     rows = []
     for question, key, answer in facts(FACTS):
         answer = answer.replace(" is ", f" {verb[0]} ")
-        gold = f"{rng.choice(openings)} {answer}, {rng.choice(closings)}"
-        rows.append((question, key, gold))
+        rows.append((question, key, f"{rng.choice(openings)} {answer}, {rng.choice(closings)}"))
     random.Random(0).shuffle(rows)
     name = "persona" if persona == "pirate" else f"persona-{persona}"
     task = split(name, rows, 60, 100, "|".join(markers), expected=2)
@@ -178,9 +178,8 @@ def word_problems(rng):
 
 def explanation_task():
     """Explain a concept in one sentence, by an analogy; the key holds four or five terms."""
-    rows = []
-    for concept, *key_and_gold in records(CONCEPTS):
-        rows.append((f"What is {concept}? Explain it in one sentence.", *key_and_gold))
+    question = "What is {}? Explain it in one sentence."
+    rows = [(question.format(concept), *rest) for concept, *rest in records(CONCEPTS)]
     analogy = (
         r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b"
         r"|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b"
@@ -686,8 +685,8 @@ def theory(out, replications=10_000, seed=0):
 sigma = 0.5, sigma_w = sigma unless stated; {replications} replications (of the
 fits {replications // 50}), seed {seed}
 """)
-    for name, (head, *rows) in tables.items():
-        print(f"\n{NOTES[name]}\n\n{markdown_table(head, rows)}")
+    for name, table in tables.items():
+        print(f"\n{NOTES[name]}\n\n{markdown_table(table)}")
     panels.append(panel)
     result = {
         "task": "theory",
@@ -831,21 +830,21 @@ def report(out, results):
     body = ""
     if experiments:
         table = summary_table(experiments)
-        print("\n" + markdown_table(*table))
+        print("\n" + markdown_table(table))
         panels = [summary_panel(result) for result in experiments]
         title = "Content of the answers, with 95 % intervals"
         w2s.write_file(out / "summary.svg", draw_figure(title, panels))
-        body = html_figures(panels) + html_table(*table)
+        body = html_figures(panels) + html_table(table)
     for result in experiments:
         body += f"<h2>{result['task']}</h2>{html_figures(figures(result))}"
         for supervisor, methods in result["supervisors"].items():
             body += f"<h3>Weak supervisor: the strong model with {supervisor}</h3>"
-            body += html_table(*methods_table(methods))
+            body += html_table(methods_table(methods))
         body += f"<p>{legend(result)}</p>"
     for result in results:
-        for name, (head, *rows) in result.get("tables", {}).items():
+        for name, table in result.get("tables", {}).items():
             note = escape(NOTES[name]).replace("**", "")
-            body += f"<h2>theory: {name}</h2><p>{note}</p>{html_table(head, rows)}"
+            body += f"<h2>theory: {name}</h2><p>{note}</p>{html_table(table)}"
     data = json.dumps({result["task"]: shown_answers(result) for result in experiments})
     page = PAGE.replace("BODY", body).replace("DATA", data.replace("</", r"<\/"))
     w2s.write_file(out / "report.html", page)
@@ -873,28 +872,29 @@ COLUMNS = (
 
 
 def summary_table(results):
-    """(head, rows): content of the main methods with the middle supervisor, recovery, retention."""
-    shown, rows = ["weak", *MAIN], []
+    """Table of the main methods' content with the middle supervisor, and recovery, retention."""
+    shown = ["weak", *MAIN]
+    head = ["content", *map(row_title, shown), "recovery (ours)", "retention of style (ours)"]
+    table = [head]
     for result in results:
         methods = result["supervisors"][DEFAULT]
         seeds = len({key.split("/")[1] for key in result["answers"]})
         name = f"{result['task']} (questions: {len(result['test'])}, seeds: {seeds})"
         values = [methods.get(m, {}).get("content") for m in shown]
         values += [methods.get("by_agreement", {}).get(c) for c in ("recovery", "retention")]
-        rows.append([name, *map(as_text, values)])
-    titles = map(row_title, shown)
-    return ["content", *titles, "recovery (ours)", "retention of style (ours)"], rows
+        table.append([name, *map(as_text, values)])
+    return table
 
 
 def methods_table(methods):
-    """(head, rows): all figures of a supervisor's methods, and of their labels."""
-    rows = []
+    """Table of all figures of a supervisor's methods, and of their labels."""
     columns = [c for c in COLUMNS if any(c in row for row in methods.values())]
+    table = [["method", *(c.replace("_", " ") for c in columns)]]
     for key in [*METHODS, *(f"{m}_labels" for m in METHODS)]:
         if key in methods:
             values = map(methods[key].get, columns)
-            rows.append([row_title(key), *map(as_text, values)])
-    return ["method", *(c.replace("_", " ") for c in columns)], rows
+            table.append([row_title(key), *map(as_text, values)])
+    return table
 
 
 def legend(result):
@@ -924,17 +924,20 @@ def as_text(value):
     return "{} [{}, {}]".format(*("-" if v is None else f"{v:.2f}" for v in value))
 
 
-def markdown_table(head, rows):
-    """A Markdown table."""
+def markdown_table(table):
+    """A table, a list of rows, in Markdown."""
+    head, *rows = table
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def html_table(head, rows):
-    """An HTML table."""
-    lines = ["".join(f"<th>{escape(str(cell))}</th>" for cell in head)]
-    lines += ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
-    return f'<div class="wide"><table><tr>{"<tr>".join(lines)}</table></div>'
+def html_table(table):
+    """A table, a list of rows, in HTML."""
+    text = ""
+    for row in table:
+        kind = "th" if row is table[0] else "td"
+        text += "<tr>" + "".join(f"<{kind}>{escape(str(cell))}</{kind}>" for cell in row)
+    return f'<div class="wide"><table>{text}</table></div>'
 
 
 def html_figures(panels):
@@ -1159,7 +1162,7 @@ def draw_panel(panel):
         if panel.y_label:
             lines.append(svg_text(-26, y + 4, f"{tick:g}", 'text-anchor="end"'))
     for k, series in enumerate(panel.series):
-        color, y = series.color or COLORS[k % len(COLORS)], HEIGHT + 76 + LEGEND * k
+        color, y = series.color or COLORS[k], HEIGHT + 76 + LEGEND * k
         dashes = 'stroke-dasharray="6 4"' if series.dashed else ""
         lines.append(f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>')
         lines += draw_series(panel, series, color)
@@ -1306,7 +1309,7 @@ def main(argv=None):
         return
     if args.command != "run":
         raise W2SError(f"unknown command {args.command!r}: use bench or none; --task names tasks")
-    methods, ladder = (list(METHODS), list(SUPERVISORS)) if args.full else (MAIN, [])
+    methods, ladder = (METHODS, SUPERVISORS) if args.full else (MAIN, [])
     if args.methods:
         methods = args.methods.split(",")
         for name in set(methods) - METHODS.keys():
@@ -1325,7 +1328,7 @@ def main(argv=None):
             continue
         result = experiment(task, lm, args.out, methods, seeds, ladder)
         results.append(result)
-        print(f"\n{markdown_table(*methods_table(result['supervisors'][DEFAULT]))}\n", flush=True)
+        print(f"\n{markdown_table(methods_table(result['supervisors'][DEFAULT]))}\n", flush=True)
     report(args.out, results)
 
 
