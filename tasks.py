@@ -424,9 +424,9 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=()):
     """Run methods on a task; write out/<task>.json and return its content.
 
     The middle supervisor serves all methods, those of the ladder (names of SUPERVISORS) the methods
-    of a default run, each with every seed. Answers are kept
-    in out/<task>.<digest>.partial.json, the digest being that of everything that they depend on,
-    until the run is complete: an interrupted run resumes.
+    of a default run, each with every seed. Answers are kept in out/<task>.<digest>.partial.json,
+    the digest being that of everything that they depend on, until the run is complete: an
+    interrupted run resumes.
     """
     run = open_run(task, lm, out)
     for seed in seeds:
@@ -750,10 +750,10 @@ def fits_against_labels(source, replications, generator):
         aside = [n * 1.05**k for n in LABELS]  # no bar hides another
         name += "; bars: sigma_w from sigma to 4 sigma"
         noisy.append(Series(name, aside, middle, list(zip(low, high))))
-    names = "weak labels n", "excess risk"
+    labels = "weak labels n", "excess risk"
     return table, [
-        Panel("biased supervisor, c* = 0.6", *names, biased, LABELS, RISKS, log=True),
-        Panel("noisy supervisor, sigma_w = 2 sigma", *names, noisy, LABELS, RISKS, log=True),
+        Panel("biased supervisor, c* = 0.6", *labels, biased, LABELS, RISKS, log=True),
+        Panel("noisy supervisor, sigma_w = 2 sigma", *labels, noisy, LABELS, RISKS, log=True),
     ]
 
 
@@ -779,8 +779,8 @@ def labels_against_examples(source, replications, generator):
                              dashed=True, color=color))
     title = "refined labels, biased supervisors"
     shown = series[:7]  # three cases with their bounds, and the fourth, whose bound says nothing
-    names = "examples in the context, n_icl", "excess risk"
-    return table, Panel(title, *names, shown, EXAMPLES[1:], RISKS, log=True)
+    labels = "examples in the context, n_icl", "excess risk"
+    return table, Panel(title, *labels, shown, EXAMPLES[1:], RISKS, log=True)
 
 
 def two_terms(source, replications, generator):
@@ -1086,8 +1086,8 @@ def ladder_panel(result, column):
         if m in ladder[0]:
             values = [methods[m][column] for methods in ladder]
             series.append(interval_series(row_title(m), x, values, color=DRAWN[m]))
-    x_label, y_label = "content of the weak supervisor", f"{column} of the strong model"
-    return Panel(f"{column}: strong against weak", x_label, y_label, series, SCORE, SCORE)
+    labels = "content of the weak supervisor", f"{column} of the strong model"
+    return Panel(f"{column}: strong against weak", *labels, series, SCORE, SCORE)
 
 
 def examples_panel(methods):
@@ -1120,7 +1120,6 @@ Panel = namedtuple(
 COLUMN, WIDTH, HEIGHT = 540, 420, 290  # of a panel; between the outer ticks, in pixels
 FRAME = 'x="-20" y="-20" width="460" height="330"'  # of the axes, 20 around these
 LEGEND = 18  # a line of the legend
-MIDDLED = 'text-anchor="middle"'
 
 
 def interval_series(name, x, values, **style):
@@ -1133,61 +1132,62 @@ def draw_figure(title, panels):
     columns = min(3, len(panels))
     row = HEIGHT + 140 + LEGEND * max(len(panel.series) for panel in panels)
     width, height = columns * COLUMN, 24 + row * math.ceil(len(panels) / columns)
-    lines = [
+    svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<clipPath id="axes"><rect {FRAME}/></clipPath>',
-        svg_text(62, 24, title, 'font-size="15" font-weight="bold"'),
-    ]
+        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="12">\n'
+        '<rect width="100%" height="100%" fill="white"/>\n'
+        f'<clipPath id="axes"><rect {FRAME}/></clipPath>\n'
+        f'<text x="62" y="24" font-size="15" font-weight="bold">{escape(title)}</text>\n'
+    )
     for n, panel in enumerate(panels):
         x, y = 82 + n % columns * COLUMN, 82 + n // columns * row
-        lines += [f'<g transform="translate({x} {y})">', *draw_panel(panel), "</g>"]
-    return "\n".join([*lines, "</svg>\n"])
+        svg += f'<g transform="translate({x} {y})">\n{draw_panel(panel)}</g>\n'
+    return svg + "</svg>\n"
 
 
 def draw_panel(panel):
-    """Lines of SVG; the origin is where the first tick of x and the last of y meet."""
-    lines = [
-        svg_text(-20, -30, panel.title, 'font-weight="bold"'),
-        svg_text(WIDTH / 2, HEIGHT + 56, panel.x_label, MIDDLED),
-        svg_text(-HEIGHT / 2, -66, panel.y_label, f'{MIDDLED} transform="rotate(-90)"'),
-        f'<rect {FRAME} fill="none" stroke="#333"/>',
-    ]
+    """A panel in SVG; the origin is where the first tick of x and the last of y meet."""
+    svg = (
+        f'<text x="-20" y="-30" font-weight="bold">{escape(panel.title)}</text>\n'
+        f'<text x="{WIDTH / 2}" y="{HEIGHT + 56}" text-anchor="middle">{panel.x_label}</text>\n'
+        f'<text x="{-HEIGHT / 2}" y="-66" text-anchor="middle" transform="rotate(-90)">'
+        f'{panel.y_label}</text>\n<rect {FRAME} fill="none" stroke="#333"/>\n'
+    )
     for tick, x in zip(panel.x_ticks, pixels_x(panel, panel.x_ticks)):
-        lines.append(f'<path d="M{x} -20v330" stroke="#e5e5e5"/>')
-        lines.append(svg_text(x, HEIGHT + 36, f"{tick:g}", MIDDLED))
+        svg += f'<path d="M{x} -20v330" stroke="#e5e5e5"/>\n'
+        svg += f'<text x="{x}" y="{HEIGHT + 36}" text-anchor="middle">{tick:g}</text>\n'
     for tick, y in zip(panel.y_ticks, pixels_y(panel, panel.y_ticks)):
-        lines.append(f'<path d="M-20 {y}h460" stroke="#e5e5e5"/>')
+        svg += f'<path d="M-20 {y}h460" stroke="#e5e5e5"/>\n'
         if panel.y_label:
-            lines.append(svg_text(-26, y + 4, f"{tick:g}", 'text-anchor="end"'))
+            svg += f'<text x="-26" y="{y + 4}" text-anchor="end">{tick:g}</text>\n'
     for k, series in enumerate(panel.series):
         color, y = series.color or COLORS[k], HEIGHT + 76 + LEGEND * k
         dashes = 'stroke-dasharray="6 4"' if series.dashed else ""
-        lines.append(f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>')
-        lines += draw_series(panel, series, color)
-        lines.append(f'<path d="M-20 {y - 4}h24"/></g>')
-        lines.append(svg_text(12, y, series.name))
-    return lines
+        svg += f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>\n'
+        svg += draw_series(panel, series, color)
+        svg += f'<path d="M-20 {y - 4}h24"/></g>\n'
+        svg += f'<text x="12" y="{y}">{escape(series.name)}</text>\n'
+    return svg
 
 
 def draw_series(panel, series, color):
-    """Lines of SVG: bars of the intervals, points, and a line through them."""
+    """Bars of the intervals, points, and a line through them, in SVG."""
     xs, ys = pixels_x(panel, series.x), pixels_y(panel, series.y)
-    bars = ""
+    bars = points = circles = ""
     for x, (low, high) in zip(xs, pixels_y(panel, series.y_interval)):
         bars += f"M{x} {low}V{high}"
     for y, (low, high) in zip(ys, pixels_x(panel, series.x_interval)):
         bars += f"M{low} {y}H{high}"
-    lines = ['<g clip-path="url(#axes)">', f'<path d="{bars}" stroke-width="1.5"/>']
+    radius = 3 if series.line else 5
+    for x, y in zip(xs, ys):
+        points += f"{x},{y} "
+        circles += f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{color}"/>'
+    svg = f'<g clip-path="url(#axes)">\n<path d="{bars}" stroke-width="1.5"/>\n'
     if series.line:
-        points = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
-        lines.append(f'<polyline points="{points}"/>')
+        svg += f'<polyline points="{points}"/>\n'
     if not series.dashed:
-        radius = 3 if series.line else 5
-        for x, y in zip(xs, ys):
-            lines.append(f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{color}"/>')
-    return lines + ["</g>"]
+        svg += circles
+    return svg + "</g>\n"
 
 
 def pixels_x(panel, values):
@@ -1207,11 +1207,6 @@ def pixels(values, ticks, size, log):
     return np.round(size * np.subtract(values, ticks[0]) / (ticks[-1] - ticks[0]), 1)
 
 
-def svg_text(x, y, text, look=""):
-    """A line of SVG with a text."""
-    return f'<text x="{x}" y="{y}" {look}>{escape(text)}</text>'
-
-
 # -------------------------------------------------------------------------------------------------
 # 7. Bench
 # -------------------------------------------------------------------------------------------------
@@ -1226,30 +1221,28 @@ def bench(model=None, device=None, repeats=5):
     begin = time.perf_counter()
     lm = w2s.load(model, device)
     result = {"load_s": time.perf_counter() - begin}
-    vocabulary = lm.model.config.vocab
     timed = partial(median_seconds, lm.device, repeats)
 
-    rows = [(([], ids[:40]), ids[40:]) for ids in random_ids(vocabulary, 8, 64)]
+    rows = [(([], ids[:40]), ids[40:]) for ids in random_ids(lm, 8, 64)]
     lm.answer_rows = lambda questions, answers: rows
     one, three = (timed(w2s.finetune, lm, rows, rows, epochs=n, lr=1e-6) for n in (1, 3))
     result["finetune_tok_s"] = 8 * 64 * 2 / (three - one)  # without what is done once a run
     result["peak_gb"] = peak_memory(lm.device) / 1e9
 
-    lm.tokenizer.end_tokens = [vocabulary - 1]  # hardly anything ends an answer early
-    plain = [([], ids) for ids in random_ids(vocabulary, 32, 250)]
-    context = random_ids(vocabulary, 1, 240)[0]
-    queries = [(context, ids) for ids in random_ids(vocabulary, 64, 20)]
+    lm.tokenizer.end_tokens = [lm.model.config.vocab - 1]  # hardly anything ends an answer early
+    plain = [([], ids) for ids in random_ids(lm, 32, 250)]
+    (context,) = random_ids(lm, 1, 240)
+    queries = [(context, ids) for ids in random_ids(lm, 64, 20)]
     with torch.inference_mode():
         result["generate_tok_s"] = 32 * 40 / timed(lm.generate_ids, plain, 40)
         result["refine_q_s"] = 64 / timed(lm.generate_ids, queries, 40)
     return {name: round(value, 3) for name, value in result.items()}
 
 
-def random_ids(vocabulary, rows, n):
+def random_ids(lm, rows, n):
     """Rows of n token ids from the upper half of the vocabulary, where no control token is."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary // 2, vocabulary - 1, (rows, n), generator=generator)
-    return ids.tolist()
+    size, generator = lm.model.config.vocab, torch.Generator().manual_seed(0)
+    return torch.randint(size // 2, size - 1, (rows, n), generator=generator).tolist()
 
 
 def median_seconds(device, repeats, function, *args, **options):
