@@ -348,6 +348,7 @@ METHODS = {  # key: (title of its row in the tables, function)
     "gold": ("gold FT (ceiling)", gold_ft),
 }
 N_ICL = [0, 1, 2, 4, 8]  # examples of the in-context measurements; 0 is the unaltered model
+IN_CONTEXT = ["unaltered", "icl_1", "icl_2", "icl_4", "icl_8"]  # their methods
 MAIN = ["unaltered", "naive", "algorithm_1", "by_agreement"]  # the methods of a default run
 COMPARED = ["naive", "unaltered", "algorithm_1", "by_agreement_all", "gold"]  # with by_agreement
 
@@ -1041,7 +1042,7 @@ def figures(result):
     panels = [methods_panel(methods)]
     if len(result["supervisors"]) > 1:
         panels += [ladder_panel(result, "content"), ladder_panel(result, "style")]
-    if "icl_8" in methods:
+    if set(IN_CONTEXT) <= methods.keys():
         panels.append(examples_panel(methods))
     if result["odds"]:
         panels.append(odds_panel(result["odds"]))
@@ -1092,7 +1093,7 @@ def ladder_panel(result, column):
 
 def examples_panel(methods):
     """Content and style of the unaltered model after n weak examples."""
-    rows = [methods["unaltered" if n == 0 else f"icl_{n}"] for n in N_ICL]
+    rows = [methods[m] for m in IN_CONTEXT]
     series = [interval_series(c, N_ICL, [row[c] for row in rows]) for c in ("content", "style")]
     title = "unaltered model after n weak examples"
     return Panel(title, "n_icl", "score on test", series, N_ICL, SCORE)

@@ -3368,6 +3368,13 @@ def page(full):
     return (folder / "report.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("method", ["icl_8", "naive", "by_agreement"])
+def test_a_run_of_one_method_has_a_page(method, tiny, tmp_path):
+    result = tiny_experiment(tiny, tmp_path, methods=[method])
+    tasks.report(tmp_path, [result])
+    assert tasks.METHODS[method][0] in (tmp_path / "report.html").read_text("utf-8")
+
+
 def test_the_page_has_every_method_and_supervisor(page):
     titles = [title for title, _ in tasks.METHODS.values()]
     for name in [*titles, tasks.DEFAULT, "4 layers fewer", "head &lt;1&gt;", "a &amp; b"]:
