@@ -2578,6 +2578,21 @@ def test_closed_streams_are_no_traceback():
     assert run.returncode == 2 and run.stderr == "error: standard input is closed: name a file\n"
 
 
+def test_a_template_without_jinja2_names_the_package(smol_meta, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    with pytest.raises(w2s.W2SError, match="pip install jinja2"):
+        w2s.Tokenizer(smol_meta)
+    assert w2s.Tokenizer(smol_meta, form="chatml").chatml
+
+
+def test_a_memory_error_without_a_text_ends_in_one_line(capsys):
+    def fails():
+        raise MemoryError
+
+    assert w2s.run(fails) == 2
+    assert "out of memory: lower" in only_error(capsys)
+
+
 def test_memory_that_cannot_be_had_ends_in_one_line(capsys):
     assert w2s.run(partial(torch.zeros, 2**50)) == 2
     assert "lower --rank" in only_error(capsys)

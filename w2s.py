@@ -1243,7 +1243,7 @@ def dequantize(number, shape, raw):
     first 16 weights of the block. Other types are the optional gguf package's.
     """
     if number not in GGUF_TENSORS:
-        import gguf
+        import gguf  # `block_sizes` has said so if it is missing
 
         rows = raw.reshape(math.prod(shape[:-1]), -1)
         weights = gguf.dequantize(rows, gguf.GGMLQuantizationType(number))
@@ -1359,8 +1359,10 @@ def chatml_openings(template, bos, eos):
     so it is found by rendering `PROBES` and taking off the turns as we write them. Raises
     ValueError if one does not render as ChatML, or whatever jinja2 raises.
     """
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+    try:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError:  # torch needs it, too
+        raise ValueError("reading it needs the jinja2 package: pip install jinja2") from None
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -1562,14 +1564,14 @@ class Block(nn.Module):
         self.head_dim = c.dim // c.heads
         kv_dim = c.kv_heads * self.head_dim
         self.attn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.attn_q = nn.Linear(c.dim, c.dim, c.qwen2)  # with biases in a qwen2
-        self.attn_k = nn.Linear(c.dim, kv_dim, c.qwen2)
-        self.attn_v = nn.Linear(c.dim, kv_dim, c.qwen2)
-        self.attn_output = nn.Linear(c.dim, c.dim, False)
+        self.attn_q = nn.Linear(c.dim, c.dim, bias=c.qwen2)
+        self.attn_k = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
+        self.attn_v = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
+        self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
         self.ffn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.ffn_gate = nn.Linear(c.dim, c.ffn_dim, False)
-        self.ffn_up = nn.Linear(c.dim, c.ffn_dim, False)
-        self.ffn_down = nn.Linear(c.ffn_dim, c.dim, False)
+        self.ffn_gate = nn.Linear(c.dim, c.ffn_dim, bias=False)
+        self.ffn_up = nn.Linear(c.dim, c.ffn_dim, bias=False)
+        self.ffn_down = nn.Linear(c.ffn_dim, c.dim, bias=False)
 
     def forward(self, x, rope, mask, context, cache, used):
         """x (B, T, D) after this layer.
@@ -2420,8 +2422,9 @@ def run(command):
         if getattr(e, "filename", "") is None:  # standard output cannot be written to
             sys.stdout = None  # or Python would try once more at its exit
     except (MemoryError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
-        if not isinstance(e, torch.OutOfMemoryError) and "allocate memory" not in reason:
+        reason = (str(e) or "out of memory").splitlines()[0]
+        of_memory = isinstance(e, (MemoryError, torch.OutOfMemoryError))
+        if not of_memory and "allocate memory" not in reason:
             raise
         remedy = "lower --rank or --max-new-tokens, or leave the GPU with --device cpu"
         print(f"error: {reason}: {remedy}", file=sys.stderr)
