@@ -247,7 +247,11 @@ def unaltered_model(cell):
 
 def after_examples(cell, n_icl):
     """The strong model as it is, each question after n_icl random weak examples."""
-    prompts = after_random_examples(cell, cell.task.test, n_icl)
+    rng = random.Random(cell.seed)
+    pairs = list(zip(questions_of(cell.task.train), cell.weak_labels))
+    prompts = []
+    for question in questions_of(cell.task.test):
+        prompts.append(w2s.with_examples(question, rng.sample(pairs, n_icl)))
     return cell.lm.generate(prompts, cell.task.max_new_tokens)
 
 
@@ -303,13 +307,6 @@ def bootstrapped_labels(cell):
         student = cell.finetuned(cell.task.train, labels, layers)
         labels = non_empty(cell.ask(student, cell.task.train))
     return labels
-
-
-def after_random_examples(cell, items, n_icl):
-    """The questions of items that are not in `train`, each after n_icl weak examples of its own."""
-    rng = random.Random(cell.seed)
-    pairs = list(zip(questions_of(cell.task.train), cell.weak_labels))
-    return [w2s.with_examples(q, rng.sample(pairs, n_icl)) for q in questions_of(items)]
 
 
 def questions_of(items):
@@ -437,9 +434,6 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=()):
                 cell = replace(run, supervisor=supervisor, seed=seed, method=method)
                 _, function = METHODS[method]
                 cell.once(method, function, cell)
-    if ladder:
-        cell = replace(run, seed=seeds[0])
-        cell.once("odds", concept_odds, cell)
     result = summary(run)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     w2s.write_file(out / f"{task.name}.json", text)
@@ -469,22 +463,6 @@ def open_run(task, lm, out):
     if run.answers:
         print(f"{task.name}: resuming, with {len(run.answers)} lists of answers from {path}")
     return run
-
-
-def concept_odds(cell):
-    """The strong model's log-odds of the concept after n weak examples, (len(N_ICL), n_teach).
-
-    In nats: log p of the gold answers of `teach`, minus log p of the model's own answers without
-    examples.
-    In theory the posterior's log-odds are linear in n, with the slope (c* - c_k) / 3 sigma^2.
-    """
-    own = non_empty(cell.ask(cell.lm, cell.task.teach))
-    odds = []
-    for n_icl in N_ICL:
-        prompts = after_random_examples(cell, cell.task.teach, n_icl)
-        of_gold = cell.lm.logprob(prompts, gold_answers(cell))
-        odds.append((of_gold - cell.lm.logprob(prompts, own)).tolist())
-    return odds
 
 
 # -------------------------------------------------------------------------------------------------
@@ -532,15 +510,12 @@ def paired_p(a, b, draws=50_000):
 
 def summary(run):
     """What out/<task>.json holds: all answers, and for each supervisor the rows of its table."""
-    scores, odds, marks = {}, [], {}
+    scores, marks = {}, {}
     for key, answers in run.answers.items():
         supervisor, _, method = key.split("/")
-        if method == "odds":
-            odds = [interval([row]) for row in answers]
-        else:
-            rows = scores_of(run.task, method, answers)
-            scores.setdefault(supervisor, {}).setdefault(method, []).append(rows)
-            marks[key] = [row[:2] for row in rows if row is not NO_MARKS]
+        rows = scores_of(run.task, method, answers)
+        scores.setdefault(supervisor, {}).setdefault(method, []).append(rows)
+        marks[key] = [row[:2] for row in rows if row is not NO_MARKS]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
     new = [item.new for item in run.task.test]
     rows = {}
@@ -554,7 +529,6 @@ def summary(run):
         "seconds": run.seconds,
         "tests": tests,
         "supervisors": rows,
-        "odds": odds,
         "test": [item._asdict() for item in run.task.test],
         "train": [item._asdict() for item in run.task.train],
         "answers": run.answers,
@@ -744,18 +718,17 @@ def fits_against_labels(source, replications, generator):
             rates = mean_texts(risks[:, [3, 1]] * n / weak.sigma**2)
             table.append([c, times, n, f"{floor:.2g}", *mean_texts(risks[:, :3]), *rates])
     curves = torch.tensor(curves).view(4, -1, 4, 3)  # supervisor, labels, fit, interval
-    biased, noisy = [], []
-    for k, name in enumerate(FITS):
-        biased.append(interval_series(name, LABELS, curves[0, :, k].tolist()))
-        low, middle, high = curves[1:, :, k, 0].tolist()
-        aside = [n * 1.05**k for n in LABELS]  # no bar hides another
-        name += "; bars: sigma_w from sigma to 4 sigma"
-        noisy.append(Series(name, aside, middle, list(zip(low, high))))
-    labels = "weak labels n", "excess risk"
-    return table, [
-        Panel("biased supervisor, c* = 0.6", *labels, biased, LABELS, RISKS, log=True),
-        Panel("noisy supervisor, sigma_w = 2 sigma", *labels, noisy, LABELS, RISKS, log=True),
-    ]
+    panels = []
+    for row, title in (
+        (0, "biased supervisor, c* = 0.6"),
+        (2, "noisy supervisor, sigma_w = 2 sigma"),
+    ):
+        series = []
+        for k, name in enumerate(FITS):
+            series.append(interval_series(name, LABELS, curves[row, :, k].tolist()))
+        labels = "weak labels n", "excess risk"
+        panels.append(Panel(title, *labels, series, LABELS, RISKS, log=True))
+    return table, panels
 
 
 def labels_against_examples(source, replications, generator):
@@ -1044,8 +1017,6 @@ def figures(result):
         panels += [ladder_panel(result, "content"), ladder_panel(result, "style")]
     if set(IN_CONTEXT) <= methods.keys():
         panels.append(examples_panel(methods))
-    if result["odds"]:
-        panels.append(odds_panel(result["odds"]))
     return panels
 
 
@@ -1097,14 +1068,6 @@ def examples_panel(methods):
     series = [interval_series(c, N_ICL, [row[c] for row in rows]) for c in ("content", "style")]
     title = "unaltered model after n weak examples"
     return Panel(title, "n_icl", "score on test", series, N_ICL, SCORE)
-
-
-def odds_panel(odds):
-    """The evidence for the concept after n weak examples."""
-    series = [interval_series("gold answers against own answers", N_ICL, odds)]
-    y_ticks = np.linspace(np.min(odds) - 1, np.max(odds) + 1, 5).round(1)
-    title = "evidence for the concept after n weak examples"
-    return Panel(title, "n_icl", "log-odds, nats", series, N_ICL, y_ticks)
 
 
 # Points (x, y) in one color, with intervals (low, high) of either, and a line through them or none;
@@ -1287,8 +1250,6 @@ def parse_arguments(argv):
     option("--data", help="a file of GSM8K problems (JSONL) for the math task")
     option("--seed", type=w2s.whole_number, default=0, help="the first seed (default: 0)")
     option("--seeds", type=w2s.positive, help="the number of seeds (default: 1, with --full 3)")
-    option("--n-icl", type=w2s.whole_number,
-           help="weak examples in a context of our refinement (default: 8)")
     option("--model", help="the strong model, a GGUF file (default: SmolLM2-135M-Instruct)")
     option("--device", help="cpu or cuda (default: cuda if there is a GPU)")
     option("--out", type=Path, default="results", help="folder of the results (default: results)")
@@ -1338,10 +1299,6 @@ def chosen_tasks(args):
             task = make_task(name, args.persona, args.data)
             if args.quick:
                 task = task._replace(train=task.train[:80], test=task.test[::2])
-            if args.n_icl is not None:
-                if args.n_icl >= len(task.train):
-                    raise W2SError(f"--n-icl must be less than {len(task.train)} for {name}")
-                task = task._replace(by_agreement=task.by_agreement | {"n_icl": args.n_icl})
         tasks[name] = task
     return tasks
 

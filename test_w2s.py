@@ -1042,7 +1042,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_chatml_template_is_followed(smol_meta, name):
+def test_a_chat_template_is_followed(smol_meta, name):
     template, without_system, with_system = TEMPLATES[name]
     meta = smol_meta | {"tokenizer.ggml.bos_token_id": 0}
     if template:
@@ -1060,39 +1060,116 @@ def test_a_chatml_template_is_followed(smol_meta, name):
         assert context + last == tokenizer.encode(expected)  # as the reference tokenizes the text
 
 
-@pytest.mark.parametrize("template", [
-    CHATML.replace("<|im_start|>", "<|").replace("<|im_end|>", "|>"),
-    CHATML.replace("m['content']", "m['content'] | trim"),
-    CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"),
-    CHATML.replace("assistant\n", "assistant\n<think>\n"),
-    CHATML.replace("in messages", "in messages if m['role'] != 'system'"),
-    CHATML.replace("{{'", "{{'<|im_start|>system\nBe brief<|im_end|>\n"),
-    "{{ raise_exception('no') }}", "{% for m in messages %}", "", "{{ 1 / 0 }}", "Hi",
+def tokenizer_of(template, **keys):
+    """The tiny model's tokenizer with another chat template and other metadata."""
+    return w2s.Tokenizer(tiny_meta() | {"tokenizer.chat_template": template} | keys, "x")
+
+
+TURN = "<|im_start|>{}\n{}<|im_end|>\n"
+
+
+@pytest.mark.parametrize("content, turn", [
+    ("m['content'] | trim", TURN.format("user", "Hi")),
+    ("m['content'].split('</think>')[-1]", TURN.format("user", " Hi\n")),
+    ("m['content'] + '!'", TURN.format("user", " Hi\n!")),
 ])
-def test_another_template_is_refused_and_the_remedy_named(template):
-    meta = tiny_meta() | {"tokenizer.chat_template": template}
-    assert "--template chatml or --template plain" in refused(w2s.Tokenizer, meta, "x")
+def test_a_template_s_way_with_a_content_is_followed(content, turn):
+    tokenizer = tokenizer_of(CHATML.replace("m['content']", content))
+    text = decode(tokenizer, sum(tokenizer.chat([USER]), []))
+    assert text == turn + "<|im_start|>assistant\n"
 
 
-def test_the_user_may_name_the_form():
-    meta = tiny_meta() | {"tokenizer.chat_template": "Hi"}
-    chatml, plain = w2s.Tokenizer(meta, "x", "chatml"), w2s.Tokenizer(meta, "x", "plain")
-    assert decode(chatml, sum(chatml.chat([USER]), [])) == (
-        "<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n"
+def test_a_request_to_think_stays_out_of_the_answers():
+    tokenizer = tokenizer_of(CHATML.replace("assistant\n", "assistant\n<think>\n"))
+    text = decode(tokenizer, sum(tokenizer.chat([USER, ANSWER, USER]), []))
+    assert text.count("<think>") == 1 and text.endswith("<|im_start|>assistant\n<think>\n")
+    assert tokenizer.answer_ids("an") == [*tokenizer.encode("an"), 2]
+
+
+def test_what_a_template_writes_before_every_answer_ends_a_request():
+    thought = CHATML.replace("m['role'] + '\n'", "m['role'] + '\n' + "
+                             "('<think></think>' if m['role'] == 'assistant' else '')")
+    tokenizer = tokenizer_of(thought)
+    text = decode(tokenizer, sum(tokenizer.chat([USER, ANSWER, USER]), []))
+    assert text.count("<think></think>") == 2 and text.endswith("<think></think>")
+
+
+LLAMA3 = (
+    "{% for m in messages %}{{ ((bos_token if loop.first else '') + '<|im_start|>' + m['role'] + "
+    "'<|im_start|>\n\n' + m['content'] | trim + '<|im_end|>') }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_start|>\n\n' }}{% endif %}"
+)
+
+
+def test_a_template_like_llama_3_s():
+    tokenizer = tokenizer_of(LLAMA3, **{"tokenizer.ggml.bos_token_id": 0})
+    context, turn = tokenizer.chat([USER, ANSWER, USER])
+    expected = (
+        "<|endoftext|><|im_start|>user<|im_start|>\n\nHi<|im_end|>"
+        "<|im_start|>assistant<|im_start|>\n\nYes?<|im_end|>"
+        "<|im_start|>user<|im_start|>\n\nHi<|im_end|><|im_start|>assistant<|im_start|>\n\n"
     )
+    assert decode(tokenizer, context + turn) == expected
+    assert context + turn == tokenizer.encode(expected)
+    assert decode(tokenizer, context).endswith("Yes?<|im_end|><|im_start|>user")
+    assert tokenizer.answer_ids("an") == [*tokenizer.encode("an"), 2]
+
+
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% elif m['role'] == 'system' %}"
+    "{{ raise_exception('no system message') }}{% else %}"
+    "{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_like_mistral_s():
+    """Its only control tokens are before the first turn and after an answer."""
+    tokenizer = tokenizer_of(MISTRAL, **{"tokenizer.ggml.bos_token_id": 0})
+    question = {"role": "user", "content": "the"}
+    context, turn = tokenizer.chat([question, ANSWER, question])
+    assert decode(tokenizer, context) == "<|endoftext|>[INST] the [/INST] Yes?"
+    assert decode(tokenizer, turn) == "<|im_end|>[INST] the [/INST]"
+    assert tokenizer.answer_ids("an") == [*tokenizer.encode(" an"), 2]
+    assert tokenizer.answer_text(tokenizer.encode(" an")) == "an"
+    message = refused(tokenizer.chat, [SYSTEM, question])
+    assert "no system message" in message and "use --plain" in message
+
+
+@pytest.mark.parametrize("template", [
+    "{{ raise_exception('no') }}", "{% for m in messages %}", "", "{{ 1 / 0 }}", "Hi",
+    CHATML.replace("in messages", "in messages if m['role'] != 'user'"),
+])
+def test_a_bad_template_is_refused_and_the_remedy_named(template):
+    message = refused(tokenizer_of, template)
+    assert message.startswith("x: the chat template cannot be followed") and "--plain" in message
+
+
+def test_a_template_that_leaves_out_a_message_is_refused_where_that_matters():
+    tokenizer = tokenizer_of(CHATML.replace("in messages", "in messages if m['role'] != 'system'"))
+    assert tokenizer.chat([USER])
+    assert "leaves out a message of the system" in refused(tokenizer.chat, [SYSTEM, USER])
+
+
+def test_a_template_needs_its_control_tokens():
+    template = CHATML.replace("<|im_start|>", "<|").replace("<|im_end|>", "|>")
+    message = refused(tokenizer_of, template)
+    assert "ends no answer with a control token" in message and "--plain" in message
+
+
+def test_the_user_may_ask_for_the_plain_form():
+    meta = tiny_meta() | {"tokenizer.chat_template": "Hi"}
+    plain = w2s.Tokenizer(meta, "x", plain=True)
     assert decode(plain, sum(plain.chat([USER]), [])) == "Question:  Hi\n\nAnswer:"
 
 
-def test_chatml_needs_its_tokens():
-    meta = tiny_meta()
-    meta["tokenizer.ggml.tokens"] = ["<s>", "<|a|>", "</s>", *meta["tokenizer.ggml.tokens"][3:]]
-    assert "--template plain" in refused(w2s.Tokenizer, meta, "x", "chatml")
-
-
-def test_jinja2_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
-    assert "jinja2" in refused(w2s.Tokenizer, tiny_meta(), "x")
-    assert w2s.Tokenizer(tiny_meta(), "x", "chatml").chatml
+def test_an_empty_question_is_a_turn(tokenizer, plain_tokenizer):
+    empty = {"role": "user", "content": ""}
+    context, turn = tokenizer.chat([empty])
+    assert decode(tokenizer, context + turn).endswith(
+        "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert decode(plain_tokenizer, sum(plain_tokenizer.chat([empty]), [])) == "Question: \nAnswer:"
 
 
 def test_chat_markup_in_a_question_is_not_markup(tokenizer):
@@ -1176,7 +1253,7 @@ def test_the_paper_s_form_is_the_same_in_training_and_in_examples(plain_tokenize
 
 def test_a_file_that_asks_for_a_bos_gets_one_without_a_template():
     meta = tiny_meta() | {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.add_bos_token": True}
-    tokenizer = w2s.Tokenizer(meta, "x", "plain")
+    tokenizer = w2s.Tokenizer(meta, "x", plain=True)
     context, turn = tokenizer.chat([USER])
     assert (context + turn).count(0) == 1 and (context + turn)[0] == 0
 
@@ -2559,7 +2636,7 @@ def test_a_damaged_side_file_is_asked_again(weak_file, tiny_options, tmp_path, m
     assert cli(*argv, "--out", tmp_path / "again.jsonl") == 0
     side_file = tmp_path / "again.jsonl.answers"
     keys = re.findall('"([0-9a-f]{16})": ', side_file.read_text())
-    side_file.write_bytes(b"\xff" + "\n".join(f'\n{{"{key}": [null]}}' for key in keys).encode())
+    side_file.write_bytes(b"\xff" + "\n".join(f'\n{{"{key}": null}}' for key in keys).encode())
     assert cli(*argv, "--out", tmp_path / "again.jsonl") == 0
     assert (tmp_path / "again.jsonl").read_text() == out.read_text()
 
@@ -2580,9 +2657,9 @@ def test_closed_streams_are_no_traceback():
 
 def test_a_template_without_jinja2_names_the_package(smol_meta, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    w2s.compile_template.cache_clear()
     with pytest.raises(w2s.W2SError, match="pip install jinja2"):
         w2s.Tokenizer(smol_meta)
-    assert w2s.Tokenizer(smol_meta, form="chatml").chatml
 
 
 def test_a_memory_error_without_a_text_ends_in_one_line(capsys):
@@ -3399,7 +3476,7 @@ def test_the_page_has_every_method_and_supervisor(page):
 def test_the_page_works_offline_and_its_figures_are_xml(page, full):
     assert not re.search(r"(?:src|href)=", page)
     figures = re.findall("<svg.*?</svg>", page, re.DOTALL)
-    assert len(figures) == 6  # summary, methods, two of the ladder, examples, odds
+    assert len(figures) == 5  # summary, methods, two of the ladder, examples
     for figure in figures:
         xml.dom.minidom.parseString(figure)
     xml.dom.minidom.parse(str(full[0] / "summary.svg"))
@@ -3445,11 +3522,6 @@ def test_p_values_are_multiplied_by_the_number_of_tests(full):
     assert len(p) == result["tests"] == 5 + 3 and all(0 < value <= 1 for value in p)
 
 
-def test_log_odds_are_measured_at_every_number_of_examples(full):
-    _, result = full
-    assert len(result["odds"]) == len(tasks.N_ICL)
-
-
 def run_tasks(*argv):
     return w2s.run(partial(tasks.main, [str(arg) for arg in argv]))
 
@@ -3471,7 +3543,6 @@ def test_ctrl_c_says_how_to_resume(tiny_path, tmp_path, monkeypatch, capsys):
     (["--methods", "naive,magic"], "there is no 'magic', only weak, unaltered, "),
     (["--task", "persona", "--data", "gsm8k.jsonl"], "--data is for the math task"),
     (["--task", "math", "--data", "none.jsonl"], "none.jsonl"),
-    (["--task", "math", "--n-icl", 100], "--n-icl must be less than 100 for math"),
     (["--out", __file__], "File exists"),
 ])
 def test_a_mistake_is_named_in_one_line_before_the_model_is_loaded(
@@ -3483,7 +3554,7 @@ def test_a_mistake_is_named_in_one_line_before_the_model_is_loaded(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [("--n-icl", "-1"), ("--seed", 2**63), ("--n-icl", "x")])
+@pytest.mark.parametrize("argv", [("--seeds", "-1"), ("--seed", 2**63), ("--seed", "x")])
 def test_a_number_that_is_not_one_is_named(argv, capsys):
     assert run_tasks(*argv) == 2
     assert f"argument {argv[0]}: invalid whole_number value" in capsys.readouterr().err

@@ -1336,29 +1336,22 @@ def pre_tokenizer(name):
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 # Control tokens that end an answer, besides the one that the file names.
 END_TOKENS = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"}
-START, END = "<|im_start|>", "<|im_end|>"  # ChatML
-# The paper's form, for a model without a chat template.
-PAPER_FORM = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}
-# Conversations, by their roles, that show whether a template is ChatML.
-PROBES = [
-    # no system message: does the template add one?
-    "user",
-    "user assistant",
-    "user assistant user assistant user",
-    # one system message
-    "system user",
-    "system user assistant",
-    "system user assistant user assistant user",
-]
+# The chat template of a model without one, in the form of the paper's prompts.
+PLAIN_FORM = r"""
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ 'Question: ' + m.content + '\nAnswer:' }}
+{%- elif m.role == 'assistant' %}{{ ' ' + m.content + '\n\n' }}
+{%- else %}{{ m.content + '\n\n' }}
+{%- endif %}
+{%- endfor %}"""
+# Put before a control token in somebody's text, so that it is read as plain characters; Unicode
+# guarantees that this code point is no character.
+GUARD = "\ufdd0"
 
 
-def chatml_openings(template, bos, eos):
-    """Texts that a ChatML template puts before a conversation {with system message?: text}.
-
-    The text is a default system message, the BOS token, both, or empty. A template is a program,
-    so it is found by rendering `PROBES` and taking off the turns as we write them. Raises
-    ValueError if one does not render as ChatML, or whatever jinja2 raises.
-    """
+@lru_cache
+def compile_template(text):
+    """A chat template, to be rendered; raises whatever jinja2 raises."""
     try:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:  # torch needs it, too
@@ -1366,43 +1359,34 @@ def chatml_openings(template, bos, eos):
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    compiled, openings = environment.from_string(template), {}
-    for roles in map(str.split, PROBES):
-        messages, turns = [], ""
-        for n, role in enumerate(roles):
-            content = f" <think>{n}</think> {role}\n"  # which some templates would change
-            messages.append({"role": role, "content": content})
-            turns += f"{START}{role}\n{content}{END}\n"
-        ask = roles[-1] == "user"
-        text = compiled.render(
-            messages=messages, add_generation_prompt=ask, tools=None, bos_token=bos, eos_token=eos
-        )
-        text = text.removesuffix(f"{START}assistant\n")  # some templates leave it to the program
-        opening = text.removesuffix(turns)
-        if opening == text or openings.setdefault(roles[0] == "system", opening) != opening:
-            raise ValueError("it is not plain ChatML")
-    return openings
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(text)
+
+
+def refuse(reason):
+    """raise for chat templates, which have no such statement."""
+    raise ValueError(reason)
 
 
 def splitter(texts):
-    """A pattern whose `split` returns what is between these texts and, every second, a text."""
+    """A pattern whose `split` returns what is between these texts and, every second, a text; one
+    after a GUARD does not count."""
     longest_first = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+    either = "|".join(map(re.escape, longest_first)) or "(?!)"
+    return re.compile(f"(?<!{GUARD})({either})")
 
 
 class Tokenizer:
     """Byte-level byte-pair encoding with a GGUF file's vocabulary, and the file's chat form.
 
     tokens: the text of each id. special: {text: id} of the control tokens. eos: the id that
-    ends an answer to learn; end_tokens: the ids that end a generated one. chatml: whether
-    conversations are written in ChatML, as opposed to the paper's form.
-    form: "chatml" or "plain" instead of what the file's own template says.
+    ends an answer to learn; end_tokens: the ids that end a generated one.
+    plain: conversations in PLAIN_FORM, even if the file has a template of its own.
     Raises W2SError if the tokenizer or the template is not supported or damaged.
     """
 
-    def __init__(self, meta, path="the model file", form=None):
-        if form not in (None, "chatml", "plain"):
-            raise ValueError(f"form must be chatml, plain or None, not {form!r}")
+    def __init__(self, meta, path="the model file", plain=False):
+        self.path = path
         kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
         self.patterns, self.word_ids = pre_tokenizer(pre), lru_cache(None)(self.word_ids)
         self.llama3 = pre == "llama-bpe"  # whole words need no merge; BOS unless the file says no
@@ -1415,13 +1399,10 @@ class Tokenizer:
             self.read_vocabulary(meta)
         except Exception as e:  # whatever a wrong byte can cause
             raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
-        try:
-            self.read_template(meta.get("tokenizer.chat_template"), form)
-        except Exception as e:  # a template is a program, which may raise anything
-            raise W2SError(
-                f"{path}: the chat template cannot be followed ({e!r}): choose the form of "
-                "conversations with --template chatml or --template plain"
-            ) from None
+        self.template = meta.get("tokenizer.chat_template", PLAIN_FORM)
+        if plain:
+            self.template = PLAIN_FORM
+        self.read_template()
 
     def read_vocabulary(self, meta):
         """Read tokens, merges, and which tokens are not bytes."""
@@ -1446,26 +1427,53 @@ class Tokenizer:
         self.bos_text, self.eos_text = self.tokens[bos], self.tokens[self.eos]
         control = END_TOKENS | {self.bos_text, self.eos_text}  # whatever their kind
         user_defined = [t for t in kinds if kinds[t] == USER_DEFINED and t not in control]
-        self.split_words = splitter(user_defined)
+        self.split_control = splitter(self.special)
         self.split_all = splitter([*self.special, *user_defined])
         self.bytes = []  # of each token
         for text in self.tokens:
             is_bytes = kinds[text] == NORMAL
             self.bytes.append(bytes([byte[c] for c in text]) if is_bytes else text.encode())
         ends = END_TOKENS & self.special.keys()
-        self.end_tokens = sorted({self.eos, *(self.special[text] for text in ends)})
-        begin = [bos] if meta.get("tokenizer.ggml.add_bos_token", self.llama3) else []
-        self.openings = {True: begin, False: begin}  # with, and without, a system message
+        self.end_tokens = [self.eos, *(self.special[text] for text in ends)]
+        add_bos = meta.get("tokenizer.ggml.add_bos_token", self.llama3)
+        self.bos = [bos] if add_bos else []  # for the plain form: a file's template writes it
 
-    def read_template(self, template, form):
-        """Set the form of conversations, and the ids before one with and without system message."""
-        self.chatml = form == "chatml" or (form is None and template is not None)
-        if not self.chatml:
-            return
-        self.start, self.eos = self.special[START], self.special[END]
-        if form is None:
-            texts = chatml_openings(template, self.bos_text, self.eos_text)
-            self.openings = {with_system: self.encode(t) for with_system, t in texts.items()}
+    def read_template(self):
+        """Find what the chat template writes around an answer."""
+        self.plain = self.template == PLAIN_FORM
+        self.turn_start = splitter(["Question:"]) if self.plain else self.split_control
+        question = {"role": "user", "content": "my question"}
+        answer = {"role": "assistant", "content": "my answer"}
+        asked, answered = self.render([question]), self.render([question, answer])
+        before, _, after = answered.removeprefix(asked).rpartition("my answer")
+        if not answered.startswith(asked):  # such as a request to think
+            before = ""
+        # A space before the answer is the answer's, other text ends each request for an answer.
+        self.header, self.space = ("", before) if before.isspace() else (before, "")
+        ends = [i for i in self.encode(after) if self.tokens[i] in self.special]
+        if not self.plain and not ends:
+            raise W2SError(
+                f"{self.path}: its chat template ends no answer with a control token of its "
+                "tokenizer: use --plain"
+            )
+        self.eos = (ends or [self.eos])[0]
+        self.end_tokens = sorted({self.eos, *self.end_tokens})
+
+    def render(self, messages):
+        """The text of a conversation; W2SError if the template does not take it."""
+        try:
+            text = compile_template(self.template).render(
+                messages=messages, add_generation_prompt=messages[-1]["role"] == "user",
+                bos_token=self.bos_text, eos_token=self.eos_text, tools=None,
+            )
+            for m in messages:
+                if m["content"].strip() not in text:
+                    raise ValueError(f"it leaves out a message of the {m['role']}")
+            return text
+        except Exception as e:  # a template is a program, which may raise anything
+            raise W2SError(
+                f"{self.path}: the chat template cannot be followed ({e!r}): use --plain"
+            ) from None
 
     def word_ids(self, word):
         """Ids of one word: merge the neighbours that were merged first in training, repeatedly."""
@@ -1488,14 +1496,18 @@ class Tokenizer:
             parts = merged
         return [self.id[part] for part in parts]
 
+    def guarded(self, text):
+        """A text with a GUARD before each control token."""
+        return self.split_control.sub(GUARD + r"\1", text.replace(GUARD, ""))
+
     def encode(self, text, special=True):
         """Token ids of a text; special=False reads control tokens in it as plain characters."""
         ids = []
-        for n, part in enumerate((self.split_all if special else self.split_words).split(text)):
+        for n, part in enumerate(self.split_all.split(text if special else self.guarded(text))):
             if n % 2:
                 ids.append(self.id[part])
                 continue
-            pieces = [part]
+            pieces = [part.replace(GUARD, "")]
             for pattern in self.patterns:  # what a pattern leaves over is a word, too
                 pieces = [word for piece in pieces for word in pattern.split(piece) if word]
             for word in pieces:
@@ -1507,32 +1519,31 @@ class Tokenizer:
         token."""
         end = [] if text.endswith(CUT) else [self.eos]
         text = text.removesuffix(CUT)
-        return self.encode(text if self.chatml else " " + text, False) + end
+        return self.encode(self.space + text, False) + end
 
     def chat(self, messages):
-        """Ids of a conversation: (all messages but the last, the last and the answer's header).
+        """Ids of a conversation: (all before its last turn, that turn and the answer's header).
 
         Content is never read as control tokens.
         """
-        turns = [self.openings[messages[0]["role"] == "system"]]
-        for m in messages:
-            if self.chatml:
-                body = self.encode(m["role"] + "\n" + m["content"], False)
-                turns.append([self.start, *body, self.eos, *self.encode("\n")])
-            else:
-                turns.append(self.encode(PAPER_FORM[m["role"]].format(m["content"]), False))
-        header = [self.start, *self.encode("assistant\n")] if self.chatml else []
-        return sum(turns[:-1], []), turns[-1] + header
+        messages = [{**m, "content": self.guarded(m["content"])} for m in messages]
+        text = self.render(messages) + self.header
+        last = text.rindex(messages[-1]["content"].strip())
+        starts = [found.start() for found in self.turn_start.finditer(text, 0, last)]
+        start = max(starts, default=0)
+        bos = self.bos if self.plain else []
+        return bos + self.encode(text[:start]), self.encode(text[start:])
 
     def answer_text(self, ids, cut=False):
         """The text of a generated answer, without control tokens or an incomplete last character;
         one that was cut ends with CUT.
 
-        Without chat markup it ends before the next question.
+        In the plain form it ends before the next question.
         """
         text = b"".join(self.bytes[i] for i in ids if self.tokens[i] not in self.special)
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(text)
-        if not self.chatml:
+        text = text.removeprefix(self.space)
+        if self.plain:
             text, *next_question = text.split("\n\nQuestion:")
             text, cut = text.strip(), cut and not next_question
         return text + CUT if cut else text
@@ -1704,11 +1715,11 @@ def rotary_angles(c, positions):
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def load(path=None, device=None, dtype=None, form=None):
+def load(path=None, device=None, dtype=None, plain=False):
     """Load a GGUF file (llama or qwen2) as an LM; no path means SmolLM2-135M-Instruct.
 
     device: a CUDA GPU if there is one, else the CPU. dtype: bfloat16 where the processor or GPU
-    computes in it, else float32. form: "chatml" or "plain" instead of the file's chat template.
+    computes in it, else float32. plain: see `Tokenizer`.
     Raises W2SError, naming the file, unless it is a GGUF v3 file of a supported architecture,
     tensor type, tokenizer and chat template.
     """
@@ -1721,7 +1732,7 @@ def load(path=None, device=None, dtype=None, form=None):
         raise W2SError(
             f"{path}: architecture {arch} is not supported; supported are llama and qwen2"
         )
-    tokenizer = Tokenizer(file.meta, path, form)
+    tokenizer = Tokenizer(file.meta, path, plain)
     c = read_config(file, arch, len(tokenizer.tokens), path)
     with torch.device("meta"):  # shapes only: the weights come from the file
         model = Llama(c)
@@ -1832,7 +1843,7 @@ class LM:
 
         Matrices are BF16 if the model computes in it, else F16, vectors F32; the metadata are the
         source's but for the number of layers and the file's type. So is the chat template: a
-        model that was loaded with another `form` needs it again.
+        model that was loaded as `plain` must be so again.
         """
         if not is_first_process():
             return
@@ -1856,8 +1867,7 @@ class LM:
 
     def fingerprint(self):
         """A text that tells one model from another, by its weights, metadata and chat form."""
-        form = self.tokenizer.chatml, self.tokenizer.openings
-        sha = hashlib.sha256(repr((self.file.meta, form)).encode())
+        sha = hashlib.sha256(repr((self.file.meta, self.tokenizer.template)).encode())
         for name, w in self.model.state_dict().items():
             sha.update(name.encode())
             sha.update(raw_bytes(w))
@@ -2194,7 +2204,7 @@ def versions():
 class Resumable:
     """lm with its answers kept in a file, so that a killed run does not ask for them again.
 
-    Questions go in chunks, each a line {digest of model, chunk and max_new_tokens: answers}.
+    Questions go in chunks, each a line {digest of model, question and max_new_tokens: answer}.
     """
 
     def __init__(self, lm, path):
@@ -2205,29 +2215,27 @@ class Resumable:
         self.path.touch()
         for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                self.known |= json.loads(line)
-            except (ValueError, TypeError):
-                pass  # the line that was being written when the process was killed
+                answers = json.loads(line).items()
+            except (ValueError, AttributeError):  # written when the process was killed
+                continue
+            self.known |= {key: answer for key, answer in answers if isinstance(answer, str)}
         if rank_and_world_size()[1] > 1:
             dist.barrier()  # the first process that is done deletes the file
 
     def generate(self, conversations, max_new_tokens):
         """As `LM.generate`; conversations with the same context are asked together."""
         conversations = [as_conversation(c) for c in conversations]
-        order = sorted(range(len(conversations)), key=lambda i: json.dumps(conversations[i]))
-        answers = {}
-        for start in progress(range(0, len(order), 80), "answers"):
-            part = order[start : start + 80]  # so many answers at most are lost
-            asked = [conversations[i] for i in part]
-            key = digest([self.model, asked, max_new_tokens])
-            known = self.known.get(key)
-            if not isinstance(known, list) or list(map(type, known)) != [str] * len(part):
-                self.known[key] = self.lm.generate(asked, max_new_tokens)
-                if is_first_process():
-                    with self.path.open("a", encoding="utf-8") as f:
-                        f.write("\n" + json.dumps({key: self.known[key]}))
-            answers |= zip(part, self.known[key])
-        return [answers[i] for i in range(len(conversations))]
+        keys = [digest([self.model, c, max_new_tokens]) for c in conversations]
+        missing = [(c, key) for c, key in zip(conversations, keys) if key not in self.known]
+        missing.sort(key=json.dumps)
+        for start in progress(range(0, len(missing), 80), "answers"):
+            part, part_keys = zip(*missing[start : start + 80])  # so many answers at most are lost
+            new = dict(zip(part_keys, self.lm.generate(part, max_new_tokens)))
+            self.known |= new
+            if is_first_process():
+                with self.path.open("a", encoding="utf-8") as f:
+                    f.write("\n" + json.dumps(new))
+        return [self.known[key] for key in keys]
 
 
 ABOUT = f"""Weak-to-strong alignment of a GGUF model:
@@ -2290,8 +2298,8 @@ def parse_arguments(argv):
     def command(name, about, out):
         option = commands.add_parser(name, help=about, description=about).add_argument
         option("--model", help="GGUF file (default: SmolLM2-135M-Instruct)")
-        option("--template", dest="form", choices=["chatml", "plain"],
-               help="form of conversations, if the file's own chat template cannot be followed")
+        option("--plain", action="store_true",
+               help="conversations in the paper's form instead of the file's own chat template")
         option("--device", help="cpu or cuda (default: cuda if there is a GPU)")
         option("--out", default="-", help=out)
         return option
@@ -2379,7 +2387,7 @@ def run_finetune(args):
 def run_generate(args):
     """Answers to the questions of the command line or of standard input."""
     questions = args.questions or [line.strip() for _, line in read_lines("-")]
-    lm = load(args.model, args.device, form=args.form)
+    lm = load(args.model, args.device, plain=args.plain)
     answers = lm.generate(questions, args.max_new_tokens)
     cut = sum(answer.endswith(CUT) for answer in answers)
     if cut:
@@ -2389,7 +2397,7 @@ def run_generate(args):
 
 def load_model_and_data(args):
     """(model, rows of parse_chat); W2SError, naming the line, for a row that does not fit."""
-    lm = load(args.model, args.device, form=args.form)
+    lm = load(args.model, args.device, plain=args.plain)
     rows = read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE)
     if all(answer is None for _, answer, _ in rows):
         raise W2SError(f"{args.data}: every answer has weight 0: nothing is left to learn from")
