@@ -3554,7 +3554,7 @@ def test_a_mistake_is_named_in_one_line_before_the_model_is_loaded(
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [("--seeds", "-1"), ("--seed", 2**63), ("--seed", "x")])
+@pytest.mark.parametrize("argv", [("--seed", "-1"), ("--seed", 2**63), ("--seed", "x")])
 def test_a_number_that_is_not_one_is_named(argv, capsys):
     assert run_tasks(*argv) == 2
     assert f"argument {argv[0]}: invalid whole_number value" in capsys.readouterr().err
