@@ -2197,17 +2197,20 @@ def conversations_with_contexts():
     return conversations
 
 
+def times(ids, n):
+    """How often the last n ids occur in a row, themselves included; 0 if there are fewer."""
+    return sum(ids[start : start + n] == ids[-n:] for start in range(len(ids) - n + 1))
+
+
 @torch.no_grad()
 def greedy_by_hand(lm, conversation, n):
-    """Greedy decoding without a cache, one row at a time, and without a run of tokens twice."""
+    """Greedy decoding without a cache, one row at a time, by MOST_OFTEN."""
     context, turn = lm.tokenizer.chat(w2s.as_conversation(conversation))
     ids, new = context + turn, []
     for _ in range(n):
         logits = lm.model(torch.tensor([ids + new]))[0, -1]
         for token in logits.sort(descending=True).indices.tolist():
-            run = (new + [token])[-w2s.NO_REPEAT :]
-            starts = range(len(new) - w2s.NO_REPEAT + 1)
-            if run not in [new[start : start + w2s.NO_REPEAT] for start in starts]:
+            if all(times(new + [token], n) <= most for n, most in w2s.MOST_OFTEN.items()):
                 break
         if token in lm.tokenizer.end_tokens:
             break
@@ -2225,12 +2228,13 @@ def test_cached_batched_generation_equals_plain_decoding(tiny, monkeypatch):
     assert [tiny.generate([c], 20)[0] for c in conversations] == expected
 
 
-def test_no_answer_has_a_run_of_tokens_twice(tiny, monkeypatch):
+@pytest.mark.parametrize("most_often", [{2: 1}, {3: 1}, {4: 1, 2: 2}])
+def test_no_answer_repeats_a_run_of_tokens_more_often_than_allowed(tiny, monkeypatch, most_often):
     conversations = [w2s.as_conversation(q) for q in QUESTIONS]
-    for n in (2, 3):
-        monkeypatch.setattr(w2s, "NO_REPEAT", n)
-        answers = tiny.generate(conversations, 40)
-        assert answers == [greedy_by_hand(tiny, c, 40) for c in conversations]
+    free = tiny.generate(conversations, 40)
+    monkeypatch.setattr(w2s, "MOST_OFTEN", most_often)
+    answers = tiny.generate(conversations, 40)
+    assert answers == [greedy_by_hand(tiny, c, 40) for c in conversations] != free
 
 
 def test_rows_that_have_ended_leave_the_batch_without_a_trace(tiny):

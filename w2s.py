@@ -1897,7 +1897,7 @@ class LM:
         """Greedy answers (list of str) to conversations or plain questions, in their order.
 
         An answer ends at an end token, or is cut after max_new_tokens and then ends with CUT;
-        none has a run of NO_REPEAT tokens twice.
+        none has a run of tokens more often than MOST_OFTEN allows.
         Raises W2SError for a conversation that is too long.
         """
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
@@ -2001,20 +2001,23 @@ class LM:
         return out
 
 
-# A small model repeats itself until it is cut; so no answer, whatever the method, may have a run
-# of so many tokens twice.
-NO_REPEAT = 8
+# A small model repeats itself until it is cut. So no answer, whatever the method, may have a run of
+# 8 tokens twice, or one of 5 three times.
+MOST_OFTEN = {8: 1, 5: 2}
 
 
 def without_repeats(logits, answers):
-    """logits (B, V) with -inf for the tokens that would repeat a run of NO_REPEAT tokens, answers
-    being the ids so far, a list per row."""
+    """logits (B, V) with -inf for the tokens that would repeat a run more often than MOST_OFTEN
+    allows, answers being the ids so far, a list per row."""
     forbidden = torch.zeros(logits.shape, dtype=torch.bool)
     for row, answer in enumerate(answers):
-        run = answer[1 - NO_REPEAT :]
-        for end in range(NO_REPEAT - 1, len(answer)):
-            if answer[end + 1 - NO_REPEAT : end] == run:
-                forbidden[row, answer[end]] = True
+        for length, most in MOST_OFTEN.items():
+            begun, followed_by = answer[1 - length :], Counter()
+            for end in range(length - 1, len(answer)):
+                if answer[end + 1 - length : end] == begun:
+                    followed_by[answer[end]] += 1
+            for token, times in followed_by.items():
+                forbidden[row, token] |= times >= most
     return logits.masked_fill(forbidden.to(logits.device), -math.inf)
 
 
