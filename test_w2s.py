@@ -1882,6 +1882,15 @@ def test_the_examples_are_weak_answers_that_are_right(client, n):
     assert np.mean(right) > (0.8 if n == 24 else 0.999)
 
 
+def test_of_right_weak_answers_the_short_ones_are_examples(client):
+    long = [text.replace("be it", "be it, " + "arrr, " * (i % 8)) for i, text in enumerate(WEAK)]
+    w2s.refine_by_agreement(client, NUMBERS, long, n_icl=4)
+    for conversation in client.calls[-1]:
+        for question, answer in examples_in(conversation):
+            # Right are the even ones, of which a query's group takes up to half away.
+            assert number_in(answer) == number_in(question) and long.index(answer) % 8 in (0, 2)
+
+
 def test_agreement_reads_scripts_without_spaces():
     questions = ["日本的首都是哪里？", "法国的首都是哪里？"]
     plain = ["日本的首都是东京。", "法国的首都是巴黎。"]
@@ -2048,13 +2057,17 @@ def test_hindi_words_keep_their_vowel_signs():
 @pytest.mark.parametrize("text, loop", [
     ("He was a man of many talents, and he was a king.", False),
     ("He was a man of many great talents, and he was a man of many great talents.", True),
-    ("He had a bit of a car, she had a bit of a car too.", False),
-    ("He had a bit of a car, she had a bit of a car too, we had a bit of a car.", True),
+    ("He had a bit of a blue car, " * 3, True),
+    ("He had a car, she had a car, we had a car, you had a car.", False),
     ("no " * 20, True),
-    ("no " * 8, False),
+    ("no " * 5, False),
     ("東京は日本の首都です。" * 4, True),
+    # 15 of 238 runs: a phrase that a longer text needs twice is no loop
+    ("The theory of relativity changed how physicists think of space, time, gravity and light. "
+     "Before Einstein, clocks were held to agree everywhere in the universe, whatever their speed; "
+     "the theory of relativity did away with that, and with much else.", False),
 ])
-def test_thirty_characters_twice_or_twenty_three_times_are_a_loop(text, loop):
+def test_a_loop_is_a_tenth_of_the_runs_of_20_characters_again(text, loop):
     assert w2s.repeats_itself(text) == loop
 
 

@@ -809,7 +809,8 @@ def refine_by_agreement(
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
     n_icl: examples per query; None means 8, or half of the good pairs if those are fewer than 16.
-        They are drawn from the 1.5 n_icl good pairs on which weak and plain answer agree most.
+        They are drawn from 1.5 n_icl good pairs: those on which weak and plain answer agree most,
+        or the shortest of those that share a rare word.
     draws: answers per question, each after other examples; of the good ones the one that agrees
         most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
@@ -833,12 +834,14 @@ def refine_by_agreement(
     plain = [answer.removesuffix(CUT) for answer in plain]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
-    # 1. The examples: good weak answers, those first that agree most with the plain ones; per word,
-    # as long weak answers agree in more words, but a small model loops after them.
+    # 1. The examples: good weak answers, those first that agree most with the plain ones. A rare
+    # word in common is enough: of such answers the short ones are first, as in long ones a small
+    # model loses the concept.
+    rare = math.log(len(questions))  # the weight of a word that one question's answers alone have
     weights = agreement(questions, plain, weak_answers)
-    per_word = [a / len(words(weak)) if a else 0.0 for a, weak in zip(weights, weak_answers)]
+    ranks = [(min(a, rare), -len(weak)) for a, weak in zip(weights, weak_answers)]
     pairs = []
-    for i in sorted(order, key=per_word.__getitem__, reverse=True):
+    for i in sorted(order, key=ranks.__getitem__, reverse=True):
         short = length_of(lm, weak_answers[i]) <= usual
         if short and is_good(questions[i], weak_answers[i], concept):
             pairs.append((asked[i], weak_answers[i]))
@@ -898,14 +901,11 @@ def is_good(question, answer, concept):
 
 
 def repeats_itself(answer):
-    """Whether 30 characters in a row occur twice, or 20 three times: a small model that loops."""
+    """Whether over a tenth of an answer's runs of 20 characters occur earlier in it: a loop."""
     text = re.sub(r"https?://\S+|[-=_*|~]{4,}", " ", answer)  # addresses and lines drawn in text
     text = " ".join(text.split())
-    for length, most in (30, 1), (20, 2):
-        runs = Counter(text[start : start + length] for start in range(len(text) - length + 1))
-        if max(runs.values(), default=0) > most:
-            return True
-    return False
+    runs = [text[start : start + 20] for start in range(len(text) - 19)]
+    return len(set(runs)) < 0.9 * len(runs)
 
 
 class Concept:
