@@ -1446,7 +1446,7 @@ class Tokenizer:
         answer = {"role": "assistant", "content": "my answer"}
         asked, answered = self.render([question]), self.render([question, answer])
         before, _, after = answered.removeprefix(asked).rpartition("my answer")
-        if not answered.startswith(asked):  # such as a request to think
+        if not answered.startswith(asked):  # the request ends with what no later turn has: <think>
             before = ""
         # A space before the answer is the answer's, other text ends each request for an answer.
         self.header, self.space = ("", before) if before.isspace() else (before, "")
@@ -1903,8 +1903,8 @@ class LM:
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         process, processes = rank_and_world_size()
         most_rows, most_tokens = self.batch_limits()
-        room = most_tokens // max(1, max_new_tokens)  # new tokens need space
-        batch = max(1, min(most_rows, room, math.ceil(len(prompts) / processes)))
+        fitting = most_tokens // max(1, max_new_tokens)  # rows whose new tokens fit
+        batch = max(1, min(most_rows, fitting, math.ceil(len(prompts) / processes)))
         answers = {}
         batches = one_context_batches(prompts, batch, most_tokens)[process::processes]
         for rows, part in progress(batches, "generating", unit="batch"):
