@@ -1351,11 +1351,9 @@ GUARD = "\ufdd0"
 
 @lru_cache
 def compile_template(text):
-    """A chat template, to be rendered; raises whatever jinja2 raises."""
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError:  # torch needs it, too
-        raise ValueError("reading it needs the jinja2 package: pip install jinja2") from None
+    """A chat template, to be rendered; ImportError, or whatever else jinja2 raises."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # torch needs it, too
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -1470,6 +1468,10 @@ class Tokenizer:
                 if m["content"].strip() not in text:
                     raise ValueError(f"it leaves out a message of the {m['role']}")
             return text
+        except ImportError:
+            raise W2SError(
+                "conversations need the jinja2 package, which torch installs: pip install jinja2"
+            ) from None
         except Exception as e:  # a template is a program, which may raise anything
             raise W2SError(
                 f"{self.path}: the chat template cannot be followed ({e!r}): use --plain"
