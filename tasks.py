@@ -63,7 +63,7 @@ class Task(NamedTuple):
     content: Callable  # content(answer, item)
     style: Callable  # style(answer)
     max_new_tokens: int = 40
-    n_icl: int = 4  # weak examples a query in Algorithm 1; the paper's code has 4 or 3
+    n_icl: int = 4  # weak examples per query in Algorithm 1; the paper's code has 4 or 3
     by_agreement: dict = {}  # options of refinement by agreement, chosen on `train`
 
 
@@ -204,10 +204,10 @@ def bias_task():
 
 
 def split(name, rows, n_teach, n_train, pattern, expected=1, content=contains, **options):
-    """A Task of rows (question, key, gold answer): `teach`, then `train`; `test` is the last 200.
+    """A Task of rows (question, key, gold answer): `teach`, then `train`; `test` is the last 200
+    of the rest, or all of it.
 
-    As `test` is cut from the end, it does not depend on n_teach and n_train. pattern, expected: of
-    `has_markers`; options: other fields of the task.
+    pattern, expected: of `has_markers`; options: other fields of the task.
     """
     teach = [Item(*row) for row in rows[:n_teach]]
     rest = [Item(*row[:2]) for row in rows[n_teach:]]
@@ -223,7 +223,7 @@ def records(text):
 
 
 # -------------------------------------------------------------------------------------------------
-# 2. Methods: each answers the test questions in a cell, a `Cell`, its supervisor and seed
+# 2. Methods: each takes a `Cell` (a supervisor and a seed) and answers the test questions
 # -------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +300,7 @@ def agreed_labels(lm, questions, weak_answers, max_new_tokens):
 
 
 def bootstrapped_labels(cell):
-    """The weak labels, learnt by a model without every fourth layer, then without every tenth."""
+    """Weak labels, relabelled by a student without every fourth layer, then every tenth."""
     labels = cell.weak_labels
     for step in (4, 10):
         layers = [i for i in range(cell.lm.model.config.layers) if i % step != step - 1]
@@ -421,10 +421,10 @@ class Cell:
 def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=()):
     """Run methods on a task; write out/<task>.json and return its content.
 
-    The middle supervisor serves all methods, those of the ladder (names of SUPERVISORS) the methods
-    of a default run, each with every seed. Answers are kept in out/<task>.<digest>.partial.json,
-    the digest being that of everything that they depend on, until the run is complete: an
-    interrupted run resumes.
+    The default supervisor serves all methods, those of the ladder (names of SUPERVISORS) the
+    methods of a default run, each with every seed. Answers are kept in
+    out/<task>.<digest>.partial.json, the digest being that of everything that they depend on, until
+    the run is complete: an interrupted run resumes.
     """
     run = open_run(task, lm, out)
     for seed in seeds:
@@ -515,7 +515,7 @@ def summary(run):
         supervisor, _, method = key.split("/")
         rows = scores_of(run.task, method, answers)
         scores.setdefault(supervisor, {}).setdefault(method, []).append(rows)
-        marks[key] = [row[:2] for row in rows if row is not NO_MARKS]
+        marks[key] = [row[:2] for row in rows if row is not NO_SCORES]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
     new = [item.new for item in run.task.test]
     rows = {}
@@ -538,12 +538,12 @@ def summary(run):
 
 def scores_of(task, method, answers):
     """Rows of content, style, content of the first 20 words, and number of words, one an answer;
-    NO_MARKS for None."""
+    NO_SCORES for None."""
     items = task.train if method.endswith("_labels") else task.test
     rows = []
     for answer, item in zip(answers, items):
         if answer is None:
-            rows.append(NO_MARKS)
+            rows.append(NO_SCORES)
             continue
         words = answer.split()
         short = task.content(" ".join(words[:20]), item)
@@ -551,7 +551,7 @@ def scores_of(task, method, answers):
     return rows
 
 
-NO_MARKS = [np.nan] * 4
+NO_SCORES = [np.nan] * 4
 
 
 def row_of(scores, method, tests, new):
@@ -846,7 +846,7 @@ COLUMNS = (
 
 
 def summary_table(results):
-    """Table of the main methods' content with the middle supervisor, and recovery, retention."""
+    """Table of the main methods' content with the default supervisor, and recovery, retention."""
     shown = ["weak", *MAIN]
     head = ["content", *map(row_title, shown), "recovery (ours)", "retention of style (ours)"]
     table = [head]
@@ -1263,7 +1263,7 @@ def main(argv=None):
         print(json.dumps(bench(args.model, args.device), indent=1))
         return
     if args.command != "run":
-        raise W2SError(f"unknown command {args.command!r}: use bench or none; --task names tasks")
+        raise W2SError(f"unknown command {args.command!r}: use bench, or --task for a task")
     methods, ladder = (METHODS, SUPERVISORS) if args.full else (MAIN, [])
     if args.methods:
         methods = args.methods.split(",")

@@ -513,7 +513,7 @@ def test_bad_parameters_are_named():
         w2s.weak_supervisor(full, 0, 0.5, 1.0)
     with pytest.raises(ValueError, match="not be negative: -1"):
         w2s.refined_risk(good, eye[0], weak, [-1], 10, g)
-    with pytest.raises(ValueError, match="n_icl .* 4 pairs, not be 5"):
+    with pytest.raises(ValueError, match="n_icl .* 4, .* not 5"):
         w2s.refined_fit(good, x, y, 5, g)
     with pytest.raises(ValueError, match="at least 2 d = 8, not 7"):
         w2s.refined_fit_bound(good, 0, weak, 7, [1])
@@ -661,11 +661,13 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
 def test_a_written_file_is_the_file_that_was_read(tmp_path, align):
     meta, tensors = tiny_parts()
     source = w2s.read_gguf(write_gguf(tmp_path / "a.gguf", meta, tensors))
-    heads = [(name, shape, number) for name, (number, shape, _) in source.tensors.items()]
-    arrays = (raw for _, _, raw in source.tensors.values())
+    weights = {
+        name: (number, w2s.dequantize(number, shape, data))
+        for name, (number, shape, data) in source.tensors.items()
+    }
     raw = source.raw | {"general.alignment": struct.pack("<II", 4, align)}
     with w2s.replacing(tmp_path / "b.gguf") as out:
-        w2s.write_gguf(out, raw, align, heads, arrays)
+        w2s.write_gguf(out, raw, align, weights)
     again = w2s.read_gguf(tmp_path / "b.gguf")
     assert again.meta == source.meta | {"general.alignment": align}
     for name, (number, shape, data) in tensors.items():
@@ -785,9 +787,9 @@ def test_a_bad_model_file_is_named_with_its_fault(tmp_path, tiny_path):
     old = whole[:4] + struct.pack("<I", 2) + whole[8:]
     for content, message in (
         (b"PK\3\4 something else", "is not a GGUF file"),
-        (b"", "cannot be read as a model file"),
+        (b"", "cannot be read, is damaged or cut short"),
         (gzip.compress(whole), "is compressed with gzip"),
-        (whole[:-1000], "is damaged or cut short"),
+        (whole[:-1000], "cannot be read, is damaged or cut short"),
         (old, "GGUF version 2 is not supported"),
     ):
         path = tmp_path / "bad.gguf"
@@ -820,7 +822,7 @@ def test_a_part_of_a_split_file_is_called_so(tmp_path):
 ])
 def test_metadata_that_change_the_computation_are_refused_by_name(key, value):
     meta = tiny_meta() | {f"llama.{key}": value}
-    assert f"llama.{key} = {value}" in refused(w2s.check_metadata, meta, "llama", 16, "x").replace(
+    assert f"llama.{key} = {value}" in refused(w2s.check_metadata, meta, "llama", 16).replace(
         "'", ""
     )
 
@@ -835,7 +837,7 @@ def test_metadata_that_change_nothing_are_accepted():
         "rope.dimension_count": 16, "final_logit_softcapping": 0.0, "use_parallel_residual": False,
     }
     meta = tiny_meta() | {f"llama.{key}": value for key, value in same.items()}
-    w2s.check_metadata(meta | {"quantize.imatrix.chunks_count": 9}, "llama", 16, "x")
+    w2s.check_metadata(meta | {"quantize.imatrix.chunks_count": 9}, "llama", 16)
 
 
 # --------------------------------------------------------------------------------------
@@ -935,7 +937,8 @@ def test_decode_inverts_encode(tokenizer):
 
 @pytest.mark.parametrize("text, character", [("bell \x04", r"\x04"), ("half \ud800", r"\ud800")])
 def test_a_character_without_a_token_is_named(tokenizer, text, character):
-    assert f"no token for '{character}'" in refused(tokenizer.encode, text)
+    line = refused(tokenizer.encode, text)
+    assert line.startswith("the model has no token for ") and character in line
 
 
 PRE_TOKENIZED = [  # text; words of Hugging Face's tokenizers with the patterns of Llama 3, Qwen 2
@@ -1778,7 +1781,7 @@ def test_the_same_question_twice_shows_neither_the_other_s_weak_answer(client, r
 def test_a_number_of_examples_that_cannot_be_is_refused(client, refiner, n_icl):
     with pytest.raises(w2s.W2SError, match=f"n_icl={n_icl} needs"):
         refiner(client, NUMBERS, WEAK, n_icl=n_icl)
-    with pytest.raises(w2s.W2SError, match="n_icl=1 needs at least 2 different.* there are 1"):
+    with pytest.raises(w2s.W2SError, match="n_icl=1 needs at least 2 different.* there are only 1"):
         refiner(client, ["same 1"] * 3, ["a", "b", "c"], n_icl=1)
     assert not client.calls
 
@@ -1970,7 +1973,7 @@ def test_a_question_may_have_several_weak_answers(client, refiner, n):
 
 @pytest.mark.parametrize("refiner", [*REFINERS, w2s.infer_and_respond, w2s.ask_to_improve])
 def test_no_question_at_all_is_named(client, refiner):
-    with pytest.raises(w2s.W2SError, match="there are 0"):
+    with pytest.raises(w2s.W2SError, match="there are only 0"):
         refiner(client, [], [])
 
 
@@ -2086,7 +2089,7 @@ def test_the_report_counts_what_became_of_the_weak_answers(capsys):
 
 def test_the_report_warns_if_the_model_agrees_with_no_weak_answer(client, capsys):
     w2s.refine_by_agreement(client, NUMBERS, ["Arrr, who be it!"] * 60)
-    assert "agrees with no weak answer" in capsys.readouterr().err
+    assert "no weak answer agrees" in capsys.readouterr().err
 
 
 class Misled(Client):
@@ -2127,7 +2130,7 @@ def test_plain_answers_stand_before_the_questions(client):
 
 @pytest.mark.parametrize("keep", [0, 1.5, float("nan")])
 def test_a_share_to_keep_that_cannot_be_is_refused(client, keep):
-    with pytest.raises(w2s.W2SError, match="is no share"):
+    with pytest.raises(w2s.W2SError, match="is not a share"):
         w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
 
 
@@ -2519,7 +2522,7 @@ def test_an_answer_of_weight_0_is_not_learnt(row):
     row["messages"][-1]["weight"] = 0
     assert w2s.parse_chat(row)[1] is None
     row["messages"][-1]["weight"] = 0.5
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(w2s.W2SError, match="weight"):
         w2s.parse_chat(row)
 
 
@@ -2652,8 +2655,7 @@ def test_a_damaged_side_file_is_asked_again(weak_file, tiny_options, tmp_path, m
     monkeypatch.setattr(Path, "unlink", always(None))
     assert cli(*argv, "--out", tmp_path / "again.jsonl") == 0
     side_file = tmp_path / "again.jsonl.answers"
-    keys = re.findall('"([0-9a-f]{16})": ', side_file.read_text())
-    side_file.write_bytes(b"\xff" + "\n".join(f'\n{{"{key}": null}}' for key in keys).encode())
+    side_file.write_bytes(b"\xff\n[1]\n" + side_file.read_bytes()[:-20] + b"\n7\n")
     assert cli(*argv, "--out", tmp_path / "again.jsonl") == 0
     assert (tmp_path / "again.jsonl").read_text() == out.read_text()
 
@@ -2695,7 +2697,7 @@ def test_memory_that_cannot_be_had_ends_in_one_line(capsys):
 MISTAKES = [
     ("refine --n-icl 12", "n_icl=12 needs"),
     ("refine --method icl --n-icl 12", "n_icl=12 needs"),
-    ("refine --keep 1.5", "is no share"),
+    ("refine --keep 1.5", "is not a share"),
     ("refine --out no/folder", "no/folder"),
     ("refine --out .", "is a folder"),
     ("refine --seed 18446744073709551616", "argument --seed: invalid"),

@@ -21,7 +21,9 @@ Symbols, the paper's (final text) and the code's:
     beta_P            Source.mean()                what the source predicts on average
     beta_Q', sigma_w  Supervisor.beta, .sigma      the weak supervisor (beta_w in comments)
     c*, c_k           quality, leak[k]             beta_w's share of beta*, of beta_k
-    eta               eta                          pull of naive fine-tuning to the source
+    sigma             Source.sigma                 noise of the source's answers
+    eta               eta                          pull of naive fine-tuning towards the source
+    -                 n_icl                        weak examples in a query's context
     -                 posterior                    the concepts' shares after n_icl examples
 
 A prime is a transpose, except in the paper's beta_Q'; y_w is a weak label.
@@ -29,8 +31,6 @@ Shapes in comments: of section 1, R replications, n pairs, K concepts, d dimensi
 section 4, B rows of a batch, T new tokens, S cached and new tokens, C tokens of a shared context,
 D width of the residual stream, V vocabulary, N answer tokens of a batch.
 """
-from __future__ import annotations
-
 import argparse
 import codecs
 import copy
@@ -72,6 +72,19 @@ class W2SError(Exception):
     """A mistake in the input that one line can explain: printed, exit code 2."""
 
 
+@contextmanager
+def explained(where, what):
+    """Make one line of any error in a block, a W2SError: where it is, and its text; what it means
+    and what to do stand before the text unless it is a W2SError already."""
+    try:
+        yield
+    except W2SError as e:
+        raise W2SError(f"{where}: {e}") from None
+    except Exception as e:  # a damaged file can cause any
+        text = " ".join(f"{type(e).__name__}: {e}".split())
+        raise W2SError(f"{where}: {what} ({text[:300]})") from None
+
+
 # -------------------------------------------------------------------------------------------
 # 1. The statistical model (sections 2 to 4 of the paper)
 #
@@ -87,8 +100,8 @@ class W2SError(Exception):
 class Source:
     """The pre-trained strong model: y | x ~ sum_k prior_k N(beta_k' x, sigma^2) (section 2).
 
-    betas (K, d), orthonormal rows; prior (K,), positive, sums to one; sigma > 0. temper is the
-    power tau to which the model takes the likelihood of its examples: 1 is Bayes' rule, as in
+    betas (K, d), orthonormal rows; prior (K,), positive, sums to one; sigma > 0. temper > 0 is
+    the power tau to which the model takes the likelihood of its examples: 1 is Bayes' rule, as in
     Assumption 4.1; below 1 the model trusts its examples less than Bayes, above 1 more.
     ValueError if one of these does not hold.
     """
@@ -153,7 +166,7 @@ def weak_supervisor(source, concept, quality, sigma, leak=None):
     for k, share in (leak or {}).items():
         shares[k] = share
     shares[concept] = quality
-    rest = 1 - float(shares @ shares)  # of the unit vector's square
+    rest = 1 - float(shares @ shares)  # squared length that is left
     if not 0 < quality <= 1 or rest < -1e-9:
         raise ValueError(f"quality={quality} with leak={leak} does not fit in a unit vector")
     if rest > 1e-9 and K == d:
@@ -227,10 +240,11 @@ def naive_floor(source, supervisor, target, n=math.inf):
     Proof, for S = x'x/n. The law of x is invariant under signed permutations of the coordinates,
     so E[(S + eta I)^-1 S] = m I, and 0 <= m <= 1. The mean estimate m beta_w + (1 - m) beta_P
     lies on the segment from weak to source, and Jensen's inequality gives the first term, for
-    every n. The label noise adds sigma_w^2 / n times E tr[(S + eta I)^-2 S]; with s a random
-    eigenvalue of S, E s = 1/3, and Cauchy-Schwarz, m^2 = (E s/(s + eta))^2 <= E s/(s + eta)^2 / 3,
-    which gives the second. The same holds for early stopping, and for every rule that keeps a
-    share f(s) in [0, 1] of each eigendirection, eta and f not depending on the labels.
+    every n. To E |b - beta*|^2, three times the risk, the label noise adds sigma_w^2 / n times
+    E tr[(S + eta I)^-2 S]; with s a random eigenvalue of S, E s = 1/3, and Cauchy-Schwarz,
+    m^2 = (E s/(s + eta))^2 <= E s/(s + eta)^2 / 3, which gives the second. The same holds for
+    early stopping, and for every rule that keeps a share f(s) in [0, 1] of each eigendirection,
+    eta and f not depending on the labels.
     The first term is the paper's bound as we read it; the second, which is all there is for
     the noisy supervisor, is our own. It bounds expectations: single runs may lie below.
     """
@@ -329,7 +343,7 @@ def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
     """
     n = x.shape[-2]
     if not 0 <= n_icl < n:
-        raise ValueError(f"n_icl must lie between 0 and the other {n - 1} pairs, not be {n_icl}")
+        raise ValueError(f"n_icl must be from 0 to {n - 1}, the number of other pairs, not {n_icl}")
     evidence = source.evidence(x, y)  # (R, n, K)
     log_posterior = source.prior.log().expand_as(evidence).clone()  # of each query's context
     for offset in 1 + torch.randperm(n - 1, generator=generator)[:n_icl]:
@@ -344,7 +358,7 @@ def refined_risk(source, target, supervisor, n_icl, replications, generator, chu
     """Excess risk of the refined labels' mean, sum_k posterior_k beta_k, (R, len(n_icl)), for a
     target (d,) and a list n_icl of numbers of examples. 0 examples: the source's own mean.
 
-    If c* exceeds every c_k the risk falls exponentially in the end. It may rise first: a few
+    If c* exceeds every c_k the risk eventually falls exponentially. It may rise first: a few
     examples of a poor supervisor make the posterior confident, often in a wrong concept.
     """
     if min(n_icl) < 0:
@@ -366,8 +380,8 @@ def likelihood_ratio(source, concept, supervisor, points=2**12):
     """(drift, spread), (points, K) each: given x, the log-likelihood ratio of concept k to the
     target that one example adds is Gaussian, with mean drift and variance 2 * spread.
 
-    With a = beta*' x, b = beta_k' x, w = beta_w' x it is [(y_w - a)^2 - (y_w - b)^2] / 2 sigma^2,
-    times temper. x runs over a Sobol net: the cube has no closed form for the moments.
+    With a = beta*' x, b = beta_k' x, w = beta_w' x it is [(y_w - a)^2 - (y_w - b)^2] / (2 sigma^2),
+    times temper. x runs over a Sobol net: the moments over the cube have no closed form.
     """
     net = torch.quasirandom.SobolEngine(source.betas.shape[1], scramble=True, seed=0)
     x = 2 * net.draw(points, dtype=torch.float64) - 1
@@ -411,7 +425,7 @@ def refinement_bound(source, concept, supervisor, n_icl):
     <= 2 (1 - posterior*), and the bound is 2 w / 3, where w <= 1 bounds the expected posterior
     mass of all wrong concepts. rho = min_k -log min_t M_k(t) is our Chernoff exponent, not the
     paper's rho(.), whose constants are not at hand. It is 0, and the bound says nothing, unless
-    c* exceeds every c_k: the mean of the log-ratio is temper * (c_k - c*) / 3 sigma^2.
+    c* exceeds every c_k: the mean of the log-ratio is temper * (c_k - c*) / (3 sigma^2).
     A temper tau restricts t to [0, tau] of the untempered scale: rho changes only if tau is below
     the minimising t.
     """
@@ -429,8 +443,8 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
     (sigma^2 T / 3, 2 w (T + w) / 3), with T = E tr (x'x)^-1, about 3 d / n_labels, and w (...)
     of refinement_bound for the list n_icl. The second falls exponentially in n_icl.
 
-    Proof. The labels are x'beta* + x'u + noise with u = beta_k - beta*, k the concept that was
-    answered, E |u|^2 <= 2 w, |E u|^2 <= 2 w^2. The noise adds sigma^2 T. If the contexts are
+    Proof. The labels are x'beta* + x'u + noise with u = beta_k - beta*, k the concept drawn for
+    the answer, E |u|^2 <= 2 w, |E u|^2 <= 2 w^2. The noise adds sigma^2 T. If the contexts are
     independent of each other and of the queries, E u adds |E u|^2, and u - E u, by the symmetry
     in naive_floor, E [sum_i |x_i|^2 x_i'(x'x)^-2 x_i] / d <= T times its variance.
     The contexts of refined_fit overlap: for them the bound is checked by simulation only.
@@ -455,8 +469,9 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
 #
 # lm is the strong model. The refinements call lm.generate(conversations, max_new_tokens) -> list of
 # str and, where it has them, lm.length(text) -> tokens and lm.context_length: a client of an API
-# will do, too. It may end an answer that reached max_new_tokens with CUT. `finetune` needs the LM
-# of section 4: its answer_rows, answer_loss and model.blk, the transformer layers.
+# will do, too. It should end an answer that reached max_new_tokens with CUT, or a cut answer counts
+# as whole. `finetune` needs the LM of section 4: its answer_rows, answer_loss and model.blk, the
+# transformer layers.
 # --------------------------------------------------------------------------------------
 
 
@@ -472,7 +487,8 @@ def finetune(
     they are refined ones. Low-rank adaptation (LoRA, Hu et al. 2021): every linear layer of the
     blocks gets factors of this rank, which are merged into its frozen weights at the end. The loss
     is the mean -log p of the answers' tokens and end tokens (nats per token); a question's tokens
-    have no loss. A question whose answer is None is left out.
+    have no loss. A question whose answer is None is left out; an answer that ends with CUT is
+    learnt without an end token.
 
     epochs: None means 2, or more if that is needed for 20 steps: a model stopped half-way between
         two styles has poor facts and a poor style.
@@ -499,18 +515,18 @@ def finetune(
     batches = epochs_of_batches(rows, epochs, batch, random.Random(seed))
     bar = progress(batches, "fine-tuning", steps, unit="step")
     try:
-        for part in bar:
-            share = confidence * min(1, 5 * len(losses) / steps)
+        for step, part in enumerate(bar):
+            share = confidence * min(1, 5 * step / steps)
             loss = batch_loss(lm, [rows[i] for i in part], share)
             loss.backward()
             losses.append(reduce_gradients(factors, loss))
             norm = nn.utils.clip_grad_norm_(factors, 1.0).item()
             if not math.isfinite(losses[-1] + norm):
                 raise W2SError(
-                    f"the loss is {losses[-1]} and its gradient {norm} at step {len(losses)} of "
+                    f"the loss is {losses[-1]} and its gradient {norm} at step {step + 1} of "
                     f"{steps}: lower the learning rate (lr={lr})"
                 )
-            optimizer.param_groups[0]["lr"] = lr * warm_up_and_decay(len(losses) - 1, steps)
+            optimizer.param_groups[0]["lr"] = lr * warm_up_and_decay(step, steps)
             optimizer.step()
             optimizer.zero_grad()
             bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
@@ -576,17 +592,20 @@ def warm_up_and_decay(step, steps):
     return min((step + 1) / max(1, warm_up), (steps - step) / max(1, steps - warm_up))
 
 
+def chunks(items, size):
+    """A list in pieces of this size; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def epochs_of_batches(rows, epochs, batch, rng):
     """Row numbers of each step: random batches of similar length, every row once an epoch."""
     length = [len(context) + len(turn) + len(answer) for (context, turn), answer in rows]
-    window = 8 * batch  # sorting by length only within windows of this size keeps the order random
     for _ in range(epochs):
         order = list(range(len(rows)))
         rng.shuffle(order)
         batches = []
-        for start in range(0, len(order), window):
-            part = sorted(order[start : start + window], key=length.__getitem__)
-            batches += [part[s : s + batch] for s in range(0, len(part), batch)]
+        for window in chunks(order, 8 * batch):  # sorted within each only: the order stays random
+            batches += chunks(sorted(window, key=length.__getitem__), batch)
         rng.shuffle(batches)
         yield from batches
 
@@ -600,11 +619,10 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     here at random, anew for every query, from the pairs that fit in the context; in its code they
     are the other 4 (persona) or 3 (explanation) questions of the query's block.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
-    Returns a list of str, or None for an answer that was cut (see CUT).
+    Returns a list of str, or None for an answer that is not whole (see `is_whole`).
     Raises W2SError for an empty weak answer or fewer than n_icl other questions.
     """
     check_pairs(questions, weak_answers, n_icl)
-    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     rng = random.Random(seed)
     pairs = pairs_that_fit(lm, zip(questions, weak_answers), n_icl)
     check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)  # enough of those that fit?
@@ -615,7 +633,7 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
         others = [pair for pair, text in zip(pairs, texts) if text != asked]
         examples = rng.sample(others, n_icl)
         conversations.append(with_examples(question, examples))
-    return whole_answers(ask(lm, conversations, max_new_tokens))
+    return whole_answers(lm, conversations, weak_answers, max_new_tokens)
 
 
 INFER_CONCEPT = """Here are questions and answers. All answers are written in the same style.
@@ -635,16 +653,14 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     Raises W2SError for an empty weak answer or a question that is too long.
     """
     check_pairs(questions, weak_answers, 0)
-    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
     if n_icl < 1:
         raise W2SError(f"n_icl={n_icl}: a concept can only be inferred from at least one pair")
-    pairs = list(zip(questions, weak_answers))
     prompts = []
-    for start in range(0, len(pairs), n_icl):
-        block = pairs_that_fit(lm, pairs[start : start + n_icl], n_icl)
+    for block in chunks(list(zip(questions, weak_answers)), n_icl):
+        block = pairs_that_fit(lm, block, n_icl)
         if not block:
             raise W2SError(
-                f"no weak answer from {start} to {start + n_icl - 1} is short enough to infer the "
+                f"no weak answer in block {len(prompts)} of {n_icl} is short enough to infer the "
                 "concept from: lower n_icl"
             )
         texts = [f"Question: {last_message(q)}\nAnswer: {a}" for q, a in block]
@@ -653,9 +669,8 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     conversations = []
     for i, question in enumerate(questions):
         concept = "The used style is " + sentences[i // n_icl].removesuffix(CUT).strip()
-        system = {"role": "system", "content": concept}
-        conversations.append([system, *without_system(question)])
-    return whole_answers(ask(lm, conversations, max_new_tokens))
+        conversations.append([message("system", concept), *without_system(question)])
+    return whole_answers(lm, conversations, weak_answers, max_new_tokens)
 
 
 IMPROVE = (
@@ -672,13 +687,11 @@ def ask_to_improve(lm, questions, weak_answers, max_new_tokens=None):
     Raises W2SError for an empty weak answer.
     """
     check_pairs(questions, weak_answers, 0)
-    max_new_tokens = max_new_tokens or usual_length(lm, weak_answers)
-    request = {"role": "user", "content": IMPROVE}
     conversations = []
     for question, answer in zip(questions, weak_answers):
-        weak = {"role": "assistant", "content": answer}
-        conversations.append([*as_conversation(question), weak, request])
-    return whole_answers(ask(lm, conversations, max_new_tokens))
+        shown = [message("assistant", answer), message("user", IMPROVE)]
+        conversations.append(as_conversation(question) + shown)
+    return whole_answers(lm, conversations, weak_answers, max_new_tokens)
 
 
 def ask(lm, conversations, max_new_tokens):
@@ -693,20 +706,24 @@ def with_examples(question, examples):
     """A question after examples, pairs (question, answer), as earlier turns of a conversation."""
     conversation = [m for m in as_conversation(question) if m["role"] == "system"]
     for asked, answer in examples:
-        conversation += without_system(asked)
-        conversation.append({"role": "assistant", "content": answer})
+        conversation += [*without_system(asked), message("assistant", answer)]
     return conversation + without_system(question)
+
+
+def message(role, content):
+    """A turn of a conversation."""
+    return {"role": role, "content": content}
 
 
 def as_conversation(question):
     """A question as a conversation of one user message; a conversation stays what it is."""
     if isinstance(question, str):
-        return [{"role": "user", "content": question}]
+        return [message("user", question)]
     return list(question)
 
 
 def without_system(question):
-    """The messages of a question without system messages."""
+    """The messages of a question, except system messages."""
     return [m for m in as_conversation(question) if m["role"] != "system"]
 
 
@@ -731,8 +748,8 @@ def check_pairs(questions, weak_answers, n_icl):
     different = count_questions(zip(questions, weak_answers))
     if not 0 <= n_icl < different:
         raise W2SError(
-            f"n_icl={n_icl} needs at least {n_icl + 1} different questions with answers that fit "
-            f"in the context, there are {different}: lower n_icl"
+            f"n_icl={n_icl} needs at least {n_icl + 1} different questions with weak answers that "
+            f"fit in the context, but there are only {different}: add questions or lower n_icl"
         )
 
 
@@ -741,12 +758,17 @@ def is_whole(answer):
     return bool(answer.strip()) and not answer.endswith(CUT) and "\ufffd" not in answer
 
 
-def whole_answers(answers):
-    """The answers, with None for those that are not whole; a notice says how many those are."""
+def whole_answers(lm, conversations, weak_answers, max_new_tokens):
+    """lm's answers to conversations, with None for those that are not whole; a notice says how many
+    those are. max_new_tokens: None means `usual_length`."""
+    answers = ask(lm, conversations, max_new_tokens or usual_length(lm, weak_answers))
     whole = [answer if is_whole(answer) else None for answer in answers]
-    if None in whole:
-        lost = whole.count(None)
-        notice(f"{lost} of {len(whole)} answers are left out: cut at max_new_tokens, or empty")
+    lost = whole.count(None)
+    if lost:
+        notice(
+            f"{lost} of {len(whole)} answers are left out: cut at max_new_tokens, empty or with a "
+            "broken character"
+        )
     return whole
 
 
@@ -754,7 +776,7 @@ def usual_length(lm, weak_answers):
     """The default of max_new_tokens: 1.25 q + 8, q being the third quartile of the weak answers'
     lengths in tokens; at most half of lm's context.
 
-    Weak answers that were cut or repeat themselves do not count, unless all were or do.
+    Weak answers that were cut or repeat themselves do not count, unless there are no others.
     """
     good = [a for a in weak_answers if not a.endswith(CUT) and not repeats_itself(a)]
     lengths = sorted(length_of(lm, a) for a in good or weak_answers)
@@ -769,7 +791,7 @@ def length_of(lm, text):
 
 def pairs_that_fit(lm, pairs, n_icl):
     """The pairs (question, weak answer) so short that any n_icl of them fill at most half of lm's
-    context; a notice names the first that is not."""
+    context; a notice names the first that does not fit."""
     longest = getattr(lm, "context_length", math.inf) / (2 * max(1, n_icl))
     fitting, too_long = [], []
     for question, answer in pairs:
@@ -797,8 +819,8 @@ def notice(text):
 # answer agrees with the plain answer, the strong model's own to the bare question, both are usually
 # right, and no gold answer is needed to see it. And in a long answer a small model often loses the
 # concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and has
-# the concept of the weak answers. Examples are good weak answers, labels good answers of the model,
-# and of both those are chosen that agree most with the plain answers.
+# the concept of the weak answers. Examples are good weak answers, labels are good answers of the
+# model, and of either those are chosen that agree most with the plain answers.
 # --------------------------------------------------------------------------------------
 
 
@@ -809,12 +831,12 @@ def refine_by_agreement(
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
     n_icl: examples per query; None means 8, or half of the good pairs if those are fewer than 16.
-        They are drawn from 1.5 n_icl good pairs: those on which weak and plain answer agree most,
-        or the shortest of those that share a rare word.
-    draws: answers per question, each after other examples; of the good ones the one that agrees
-        most with the plain answer is taken.
+        They are drawn from 1.5 n_icl good pairs whose weak answer is no longer than usual: those
+        on which weak and plain answer agree most, or the shortest of those that share a rare word.
+    draws: answers per question, each after freshly drawn examples; of the good ones the one that
+        agrees most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
-        plain ones.
+        plain ones; fewer if fewer questions have a good answer.
     show_plain: put the model's plain answer before each question, in the examples too. This
         helps when an answer holds several facts.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
@@ -824,22 +846,22 @@ def refine_by_agreement(
     questions, weak_answers = list(questions), list(weak_answers)
     check_pairs(questions, weak_answers, 1 if n_icl is None else n_icl)
     if not 0 < keep <= 1:
-        raise W2SError(f"keep={keep} is no share: it must be above 0 and at most 1")
+        raise W2SError(f"keep={keep} is not a share: it must be above 0 and at most 1")
     usual = usual_length(lm, weak_answers)
     max_new_tokens = max_new_tokens or usual
     rng = random.Random(seed)
     order = rng.sample(range(len(questions)), len(questions))  # breaks ties at random
     # 0. The plain answers. They are compared, not learnt, so a cut one will do.
-    plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
-    plain = [answer.removesuffix(CUT) for answer in plain]
+    own = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
+    plain = [answer.removesuffix(CUT) for answer in own]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
     # 1. The examples: good weak answers, those first that agree most with the plain ones. A rare
     # word in common is enough: of such answers the short ones are first, as in long ones a small
     # model loses the concept.
     rare = math.log(len(questions))  # the weight of a word that one question's answers alone have
-    weights = agreement(questions, plain, weak_answers)
-    ranks = [(min(a, rare), -len(weak)) for a, weak in zip(weights, weak_answers)]
+    agreed = agreement(questions, plain, weak_answers)
+    ranks = [(min(a, rare), -len(weak)) for a, weak in zip(agreed, weak_answers)]
     pairs = []
     for i in sorted(order, key=ranks.__getitem__, reverse=True):
         short = length_of(lm, weak_answers[i]) <= usual
@@ -854,7 +876,7 @@ def refine_by_agreement(
     # 3. The labels: the best of a question's answers, of the best share of the questions.
     good = best_of(questions, plain, drawn, concept)
     kept = keep_agreed(questions, plain, good, keep)
-    groups = {"weak": weak_answers, "plain": plain, "drawn": drawn, "good": good, "kept": kept}
+    groups = {"weak": weak_answers, "plain": own, "drawn": drawn, "good": good, "kept": kept}
     report_answers(questions, groups, concept)
     return kept
 
@@ -862,15 +884,15 @@ def refine_by_agreement(
 def best_of(questions, plain, drawn, concept):
     """For each question the good answer that agrees most with the plain one; None if none is good.
 
-    drawn: answers to all questions, then again to all questions, as often as they were drawn.
+    drawn: the first draw's answers to all questions, then the second's, and so on.
     """
     draws = len(drawn) // len(questions)
-    scores = agreement(questions * draws, plain * draws, drawn)
+    agreed = agreement(questions * draws, plain * draws, drawn)
     best, labels = [-1.0] * len(questions), [None] * len(questions)
     for place, answer in enumerate(drawn):
         i = place % len(questions)
-        if scores[place] > best[i] and is_good(questions[i], answer, concept):
-            best[i], labels[i] = scores[place], answer
+        if agreed[place] > best[i] and is_good(questions[i], answer, concept):
+            best[i], labels[i] = agreed[place], answer
     return labels
 
 
@@ -884,7 +906,7 @@ def enough_examples(lm, pairs, n_icl):
     if different <= n_icl:
         raise W2SError(
             f"only {different} questions have a weak answer that can be an example (whole, of "
-            "usual length, without repetition, in the concept) and "
+            "usual length, without repetition, with the concept) and "
             f"n_icl={n_icl} needs {n_icl + 1}: lower n_icl, or use --method icl"
         )
     return pairs, n_icl
@@ -912,11 +934,12 @@ class Concept:
     """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
     weight: {mark: log(share of weak answers that have it / share of plain answers that do)}. Marks
-    are words and punctuation; only those in at least max(4, questions / 5) of all answers count:
-    rare words are content, not concept. Half an answer is added to each count, so that no log is
-    infinite. An answer has the concept if its score, the mean weight of its marks, is nearer to
-    the weak answers' mean than to the plain answers'. visible: whether the share of weak answers
-    that have it is at least 0.5 above that of plain ones; if not, `has` is always true.
+    are words and punctuation; only those in at least max(4, questions / 5) of the weak and plain
+    answers together count: rare words are content, not concept. Half an answer is added to each
+    count, so that no log is infinite. An answer has the concept if its score, the mean weight of
+    its marks, is nearer to the weak answers' mean than to the plain answers'. visible: whether the
+    share of weak answers that have it is at least 0.5 above that of plain ones; if not, `has` is
+    always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -925,9 +948,9 @@ class Concept:
             weak.update(self.marks(question, weak_answer))
             plain.update(self.marks(question, plain_answer))
         self.weight = {}
-        for word in weak | plain:
-            if weak[word] + plain[word] >= max(4, len(questions) / 5):
-                self.weight[word] = math.log((weak[word] + 0.5) / (plain[word] + 0.5))
+        for mark in weak | plain:
+            if weak[mark] + plain[mark] >= max(4, len(questions) / 5):
+                self.weight[mark] = math.log((weak[mark] + 0.5) / (plain[mark] + 0.5))
         both = weak_answers, plain_answers
         scores = np.array([list(map(self.score, questions, answers)) for answers in both])  # (2, n)
         self.threshold = scores.mean(1).mean()
@@ -935,13 +958,13 @@ class Concept:
         self.visible = weak_share - plain_share >= 0.5
 
     def marks(self, question, answer):
-        """The words (in their case) and punctuation marks of an answer, without its question's."""
+        """The words (case kept) and punctuation of an answer, except the question's words."""
         asked = words(question_text(question))
         found = re.findall(rf"{WORD}|[^\w\s]+", unicodedata.normalize("NFC", answer))
         return {word for word in found if word.lower() not in asked}
 
     def score(self, question, answer):
-        """The mean weight of an answer's words; 0 if none has a weight."""
+        """The mean weight of an answer's marks; 0 if none has a weight."""
         weights = [self.weight[m] for m in self.marks(question, answer) if m in self.weight]
         return math.fsum(weights) / max(1, len(weights))
 
@@ -955,7 +978,8 @@ def report_answers(questions, groups, concept):
 
     groups: {"weak", "plain", "drawn", "good", "kept": answers to all questions, None for none};
     drawn has each question as often as it was asked. The table's columns are shares of the answers;
-    an answer agrees with the plain one if it shares a word of positive weight with it.
+    an answer agrees with the plain one if `agreement` is above 0. drawn: all answers after
+    examples; good: the best good one of each question; kept: the labels.
     """
     n, shares = len(questions), {}
     notice("answers            whole  no repetition  concept  agrees with plain")
@@ -968,7 +992,7 @@ def report_answers(questions, groups, concept):
             [is_whole(answer) for answer in answers],
             [not repeats_itself(answer) for answer in answers],
             list(map(concept.has, asked, answers)),
-            [weight > 0 for weight in agreement(asked, plain, answers)],
+            [agreed > 0 for agreed in agreement(asked, plain, answers)],
         ]
         shares[name] = np.sum(flags, 1) / max(1, len(answers))
         columns = "{:11.2f}{:15.2f}{:9.2f}{:19.2f}".format(*shares[name])
@@ -979,9 +1003,9 @@ def report_answers(questions, groups, concept):
     if not concept.weight:
         notice("warning: there are too few answers to see a concept")
     elif not concept.visible:
-        notice("warning: by their words, weak and plain answers are alike: there is no concept")
+        notice("warning: weak and plain answers have the same words: there is no concept to check")
     if shares["weak"][-1] == 0:
-        notice("warning: the model agrees with no weak answer: the examples are random")
+        notice("warning: no weak answer agrees with the model's: the shortest are the examples")
     good = n - groups["good"].count(None)
     if good < 0.4 * n:
         notice(f"warning: only {good} of {n} questions have a good answer")
@@ -993,29 +1017,29 @@ def report_answers(questions, groups, concept):
 
 
 def agreement(questions, plain_answers, answers):
-    """How much of each answer the plain answer says too: a list of n weights >= 0, in nats.
+    """How much of each answer the plain answer says too: a list of n numbers >= 0, in nats.
 
-    The weight is the sum of log(n / df) over the words that both have and the question has not, df
+    It is the sum of log(n / df) over the words that both have and the question has not, df
     being the number of the n questions of which either answer has the word (inverse document
     frequency): words that all answers share, such as the phrases of a persona, weigh nothing.
     """
-    agreed, df = [], Counter()
+    common, df = [], Counter()
     for question, plain, answer in zip(questions, plain_answers, answers):
         one, two = words(plain), words(answer)
-        agreed.append((one & two) - words(question_text(question)))
+        common.append((one & two) - words(question_text(question)))
         df.update(one | two)
-    n = len(agreed)
-    # fsum is exact, so that a weight does not depend on the order of a set.
-    return [math.fsum(math.log(n / df[word]) for word in both) for both in agreed]
+    n = len(common)
+    # fsum is exact, so that a sum does not depend on the order of a set.
+    return [math.fsum(math.log(n / df[word]) for word in both) for both in common]
 
 
 # Scripts without spaces between words, from Thai to Chinese and Japanese.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 )
-# Marks belong to the letter before them, such as the vowel signs of Hindi; \w does not match them.
-MARKS = "".join(chr(c) for c in range(0x11000) if unicodedata.category(chr(c))[0] == "M")
-WORD = rf"[{UNSPACED}]|(?:[^\W{UNSPACED}][{MARKS}]*)+"
+# These belong to the letter before them, such as the vowel signs of Hindi; \w does not match them.
+COMBINING = "".join(chr(c) for c in range(0x11000) if unicodedata.category(chr(c))[0] == "M")
+WORD = rf"[{UNSPACED}]|(?:[^\W{UNSPACED}][{COMBINING}]*)+"
 
 
 def words(text):
@@ -1032,14 +1056,13 @@ def share_examples(questions, pairs, n_icl, rng):
     context once for all conversations that begin with it.
     """
     texts = list(dict.fromkeys(map(question_text, questions)))  # each once, in order
-    # A group takes its own pairs away from its examples: it is small enough to leave three quarters
-    # of the pairs' questions and, unless it is a single question, 3 n_icl of them.
+    # A group takes its own pairs away from its examples: unless it is a single question, it is
+    # small enough to leave three quarters of the pairs' questions, and at least 3 n_icl of them.
     different = count_questions(pairs)
     size = max(1, min(40, different // 4, different - 3 * n_icl))
     rng.shuffle(texts)
     examples = {}  # of each question's text
-    for start in range(0, len(texts), size):
-        group = set(texts[start : start + size])
+    for group in chunks(texts, size):
         others = [pair for pair in pairs if question_text(pair[0]) not in group]
         shown = rng.sample(others[: n_icl + n_icl // 2], n_icl)
         examples |= dict.fromkeys(group, shown)
@@ -1049,19 +1072,19 @@ def share_examples(questions, pairs, n_icl, rng):
 def with_plain_answer(question, answer):
     """A question with the model's plain answer put before its last message."""
     *before, user = as_conversation(question)
-    return [*before, {"role": "user", "content": f"{answer}\n{user['content']}"}]
+    return [*before, message("user", f"{answer}\n{user['content']}")]
 
 
 def keep_agreed(questions, plain_answers, answers, keep=0.5):
     """Keep the ceil(keep * n) answers that agree most with the plain ones, and put None in place of
-    the others. Answers that are None rank last.
+    the others. Answers that are None are never kept.
 
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
     """
-    scores = agreement(questions, plain_answers, [answer or "" for answer in answers])
+    agreed = agreement(questions, plain_answers, [answer or "" for answer in answers])
     there = [i for i, answer in enumerate(answers) if answer is not None]
-    best = sorted(there, key=scores.__getitem__, reverse=True)
+    best = sorted(there, key=agreed.__getitem__, reverse=True)
     kept = set(best[: math.ceil(keep * len(answers))])
     return [answer if i in kept else None for i, answer in enumerate(answers)]
 
@@ -1075,17 +1098,10 @@ def keep_agreed(questions, plain_answers, answers, keep=0.5):
 # GGUF's types of metadata by number: the scalars as struct codes; 8 is a text, 9 an array.
 GGUF_SCALARS = "BbHhIif?..Qqd"
 U32, TEXT, ARRAY, U64 = 4, 8, 9, 10
-# GGUF's types of tensors by number: weights in a block, bytes of a block.
+# GGUF's types of tensors by number: floats, and the bytes of a block of 32 weights.
 F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30
-GGUF_TENSORS = {
-    F32: (1, 4),
-    F16: (1, 2),
-    Q4_0: (32, 18),
-    Q4_1: (32, 20),
-    Q8_0: (32, 34),
-    BF16: (1, 2),
-}
 FLOATS = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+BLOCKS = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
 
 
 @dataclass
@@ -1127,15 +1143,15 @@ def read_content(file, path):
             f"is one of the {meta['split.count']} parts of a split file: merge them first "
             "(llama-gguf-split --merge FIRST-PART MERGED-FILE)"
         )
-    entries, tensors = [], {}
+    tensors = {}
     for _ in range(n_tensors):
-        name, dims = value(TEXT), value(U32)
-        shape = [value(U64) for _ in range(dims)][::-1]  # the file has the last first
-        entries.append((name, shape, value(U32), value(U64)))
+        name = value(TEXT)
+        shape = [value(U64) for _ in range(value(U32))][::-1]  # the file has the last first
+        tensors[name] = value(U32), shape, value(U64)
     start = file.tell() + -file.tell() % meta.get("general.alignment", 32)
-    for name, shape, number, offset in entries:
+    for name, (number, shape, offset) in tensors.items():
         block, block_bytes = block_sizes(number)
-        if shape and shape[-1] % block:
+        if shape[-1] % block:
             raise ValueError(f"{name}: rows of {shape[-1]} weights in blocks of {block}")
         size = math.prod(shape) // block * block_bytes
         # Each is mapped by itself, so that it leaves the memory when it has been used.
@@ -1147,19 +1163,17 @@ def read_content(file, path):
 def block_sizes(number):
     """(weights in a block, bytes of a block) of a GGUF tensor type.
 
-    Types that are not in our table are the optional gguf package's.
+    Types that are not in our tables are the optional gguf package's.
     """
-    if number in GGUF_TENSORS:
-        return GGUF_TENSORS[number]
-    try:
+    if number in FLOATS:
+        return 1, FLOATS[number].itemsize
+    if number in BLOCKS:
+        return 32, BLOCKS[number]
+    supported = "only F32, F16, BF16, Q4_0, Q4_1, Q8_0 and, after pip install gguf, its types"
+    with explained(f"tensor type number {number} is not supported", supported):
         import gguf
 
         return gguf.GGML_QUANT_SIZES[number]
-    except (ImportError, KeyError) as e:
-        raise W2SError(
-            f"tensor type number {number} is not supported; supported are F32, F16, BF16, Q4_0, "
-            f"Q4_1, Q8_0, and the gguf package's if it is installed (pip install gguf): {e}"
-        ) from None
 
 
 def read_gguf(path):
@@ -1168,25 +1182,15 @@ def read_gguf(path):
     Raises W2SError, naming the file, if it is not one, is damaged, is one part of a split
     model, or holds a tensor type that is not supported.
     """
-    try:
+    with explained(path, "cannot be read, is damaged or cut short: get the file again"):
         with open(path, "rb") as f:
             file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as e:
-        raise W2SError(f"{path}: cannot be read as a model file: {e}") from None
-    letters = file.read(4)
-    if letters[:2] == b"\x1f\x8b":
-        raise W2SError(f"{path}: is compressed with gzip: unpack it first (gunzip)")
-    if letters != b"GGUF":
-        raise W2SError(f"{path}: is not a GGUF file (it does not begin with the letters GGUF)")
-    try:
+        letters = file.read(4)
+        if letters[:2] == b"\x1f\x8b":
+            raise W2SError("is compressed with gzip: unpack it first (gunzip)")
+        if letters != b"GGUF":
+            raise W2SError("is not a GGUF file (it does not begin with the letters GGUF)")
         return read_content(file, path)
-    except W2SError as e:
-        raise W2SError(f"{path}: {e}") from None
-    except Exception as e:  # whatever a wrong byte can cause
-        raise W2SError(
-            f"{path}: is damaged or cut short, at byte {file.tell()} of {len(file)}: {e!r}; "
-            "get the file again"
-        ) from None
 
 
 def packed_text(text):
@@ -1194,23 +1198,22 @@ def packed_text(text):
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
-def write_gguf(file, raw, align, entries, arrays):
+def write_gguf(file, raw, align, tensors):
     """Write a GGUF v3 file into an open binary file, from front to back.
 
-    raw: the metadata as in `Gguf`; align: tensors begin at multiples of this many bytes; entries:
-    (name, shape, type number) of the tensors; arrays: an iterable of their contents in the
-    same order, of which one at a time is in memory.
+    raw: the metadata as in `Gguf`; align: tensors begin at multiples of this many bytes; tensors:
+    {name: (type number, of FLOATS; tensor)}, of which one at a time is converted.
     """
-    out, offset = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(raw)), 0
+    out, offset = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(raw)), 0
     for key, value in raw.items():
         out += packed_text(key) + value
-    for name, shape, number in entries:
-        layout = f"<I{len(shape)}QIQ"
-        out += packed_text(name) + struct.pack(layout, len(shape), *shape[::-1], number, offset)
-        block, size = block_sizes(number)
-        offset += math.prod(shape) // block * size
+    for name, (number, w) in tensors.items():
+        layout = f"<I{w.dim()}QIQ"
+        out += packed_text(name) + struct.pack(layout, w.dim(), *w.shape[::-1], number, offset)
+        offset += w.numel() * FLOATS[number].itemsize
         offset += -offset % align
-    for content in itertools.chain([out], arrays):
+    contents = (raw_bytes(w, FLOATS[number]) for number, w in tensors.values())
+    for content in itertools.chain([out], contents):
         file.write(content)
         file.write(bytes(-len(content) % align))
 
@@ -1242,19 +1245,16 @@ def dequantize(number, shape, raw):
     weight is q d + m, in Q4_0 (q - 8) d. 4-bit integers come in pairs: the low halves are the
     first 16 weights of the block. Other types are the optional gguf package's.
     """
-    if number not in GGUF_TENSORS:
+    if number in FLOATS:
+        return torch.from_numpy(raw.copy()).view(FLOATS[number]).float().reshape(shape)
+    if number not in BLOCKS:
         import gguf  # `block_sizes` has said so if it is missing
 
         rows = raw.reshape(math.prod(shape[:-1]), -1)
         weights = gguf.dequantize(rows, gguf.GGMLQuantizationType(number))
         return torch.from_numpy(weights).float().reshape(shape)
-    _, size = GGUF_TENSORS[number]
-    raw = torch.from_numpy(raw.copy())
-    if number in FLOATS:
-        return raw.view(FLOATS[number]).float().reshape(shape)
-    blocks = raw.view(-1, size)
-    halves = blocks[:, :4].contiguous().view(torch.float16).float()  # (blocks, 2)
-    d, m = halves.split(1, 1)
+    blocks = torch.from_numpy(raw.copy()).view(-1, BLOCKS[number])
+    d, m = blocks[:, :4].view(torch.float16).float().split(1, 1)  # (blocks, 1)
     pairs = blocks[:, -16:]
     q = torch.cat([pairs & 15, pairs >> 4], 1).float()  # (blocks, 32)
     if number == Q8_0:
@@ -1279,7 +1279,7 @@ KNOWN_METADATA = """
 """.split()
 
 
-def check_metadata(meta, arch, head_dim, path):
+def check_metadata(meta, arch, head_dim):
     """W2SError, naming the key, for metadata that asks for another computation than ours."""
     # The values with which a key does not change the computation; of a key that is in no list, 0.
     neutral = dict.fromkeys(FACTORS, [0, 1]) | {
@@ -1295,7 +1295,7 @@ def check_metadata(meta, arch, head_dim, path):
         known = name == key or name in KNOWN_METADATA  # the first: not of this architecture
         if not known and value not in neutral.get(name, [0]):
             raise W2SError(
-                f"{path}: {key} = {value!r} asks for a computation that is not supported: "
+                f"{key} = {value!r} asks for a computation that is not supported: "
                 "choose a model without it"
             )
 
@@ -1351,8 +1351,9 @@ GUARD = "\ufdd0"
 
 @lru_cache
 def compile_template(text):
-    """A chat template, to be rendered; ImportError, or whatever else jinja2 raises."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment  # torch needs it, too
+    """A chat template, to be rendered; a W2SError without jinja2, or whatever that raises."""
+    with explained("conversations need the jinja2 package", "pip install jinja2"):
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # torch needs it, too
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -1393,27 +1394,21 @@ class Tokenizer:
                 f"{path}: tokenizer {kind}/{pre} is not supported; supported is byte-level BPE "
                 "(gpt2) with pre-tokenizer smollm, gpt-2, llama-bpe or qwen2"
             )
-        try:
+        with explained(path, "the tokenizer is damaged or incomplete"):
             self.read_vocabulary(meta)
-        except Exception as e:  # whatever a wrong byte can cause
-            raise W2SError(f"{path}: the tokenizer is damaged or incomplete: {e!r}") from None
-        self.template = meta.get("tokenizer.chat_template", PLAIN_FORM)
-        if plain:
-            self.template = PLAIN_FORM
+        self.template = PLAIN_FORM if plain else meta.get("tokenizer.chat_template", PLAIN_FORM)
         self.read_template()
 
     def read_vocabulary(self, meta):
         """Read tokens, merges, and which tokens are not bytes."""
         # GPT-2's letters: printable bytes stand for themselves, the others for 256, 257, ...
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [b for b in range(256) if b not in printable]
-        codes = [*printable, *range(256, 324)]
-        self.letter = dict(zip(printable + others, map(chr, codes)))
-        byte = {letter: b for b, letter in self.letter.items()}
+        others = [*range(33), *range(127, 161), 173]
+        self.letter = [chr(256 + others.index(b) if b in others else b) for b in range(256)]
+        byte = {letter: b for b, letter in enumerate(self.letter)}
         self.tokens = meta["tokenizer.ggml.tokens"]
         self.id = {text: i for i, text in enumerate(self.tokens)}
-        merges = meta["tokenizer.ggml.merges"]
-        self.merge_rank = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}
+        merges = enumerate(meta["tokenizer.ggml.merges"])
+        self.merge_rank = {tuple(merge.split(" ")): n for n, merge in merges}
         if not {"".join(pair) for pair in self.merge_rank} <= self.id.keys():
             raise ValueError("a merge does not give a token")
         kinds = dict(zip(self.tokens, meta["tokenizer.ggml.token_type"], strict=True))
@@ -1427,12 +1422,11 @@ class Tokenizer:
         user_defined = [t for t in kinds if kinds[t] == USER_DEFINED and t not in control]
         self.split_control = splitter(self.special)
         self.split_all = splitter([*self.special, *user_defined])
-        self.bytes = []  # of each token
-        for text in self.tokens:
-            is_bytes = kinds[text] == NORMAL
-            self.bytes.append(bytes([byte[c] for c in text]) if is_bytes else text.encode())
-        ends = END_TOKENS & self.special.keys()
-        self.end_tokens = [self.eos, *(self.special[text] for text in ends)]
+        self.bytes = [  # of each token
+            bytes(map(byte.get, text)) if kinds[text] == NORMAL else text.encode()
+            for text in self.tokens
+        ]
+        self.end_tokens = {self.special[text] for text in END_TOKENS & self.special.keys()}
         add_bos = meta.get("tokenizer.ggml.add_bos_token", self.llama3)
         self.bos = [bos] if add_bos else []  # for the plain form: a file's template writes it
 
@@ -1440,8 +1434,7 @@ class Tokenizer:
         """Find what the chat template writes around an answer."""
         self.plain = self.template == PLAIN_FORM
         self.turn_start = splitter(["Question:"]) if self.plain else self.split_control
-        question = {"role": "user", "content": "my question"}
-        answer = {"role": "assistant", "content": "my answer"}
+        question, answer = message("user", "my question"), message("assistant", "my answer")
         asked, answered = self.render([question]), self.render([question, answer])
         before, _, after = answered.removeprefix(asked).rpartition("my answer")
         if not answered.startswith(asked):  # the request ends with what no later turn has: <think>
@@ -1454,12 +1447,12 @@ class Tokenizer:
                 f"{self.path}: its chat template ends no answer with a control token of its "
                 "tokenizer: use --plain"
             )
+        self.end_tokens |= {self.eos, *ends[:1]}
         self.eos = (ends or [self.eos])[0]
-        self.end_tokens = sorted({self.eos, *self.end_tokens})
 
     def render(self, messages):
         """The text of a conversation; W2SError if the template does not take it."""
-        try:
+        with explained(self.path, "the chat template cannot be followed: use --plain"):
             text = compile_template(self.template).render(
                 messages=messages, add_generation_prompt=messages[-1]["role"] == "user",
                 bos_token=self.bos_text, eos_token=self.eos_text, tools=None,
@@ -1468,35 +1461,23 @@ class Tokenizer:
                 if m["content"].strip() not in text:
                     raise ValueError(f"it leaves out a message of the {m['role']}")
             return text
-        except ImportError:
-            raise W2SError(
-                "conversations need the jinja2 package, which torch installs: pip install jinja2"
-            ) from None
-        except Exception as e:  # a template is a program, which may raise anything
-            raise W2SError(
-                f"{self.path}: the chat template cannot be followed ({e!r}): use --plain"
-            ) from None
 
     def word_ids(self, word):
         """Ids of one word: merge the neighbours that were merged first in training, repeatedly."""
-        parts = []
-        for char in word:
-            letters = [self.letter[b] for b in char.encode("utf-8", "ignore")]  # empty: a surrogate
-            if not letters or not set(letters) <= self.id.keys():
-                raise W2SError(f"the model has no token for {char!a}: take it out of the text")
-            parts += letters
-        whole = "".join(parts)
-        if self.llama3 and whole in self.id and whole not in self.special:
-            parts = [whole]
-        while pairs := [pair for pair in zip(parts, parts[1:]) if pair in self.merge_rank]:
-            best, merged = min(pairs, key=self.merge_rank.get), parts[:1]
-            for part in parts[1:]:  # what was merged does not merge again in this round
-                if (merged[-1], part) == best:
-                    merged[-1] += part
-                else:
-                    merged.append(part)
-            parts = merged
-        return [self.id[part] for part in parts]
+        with explained(f"the model has no token for {word!a}", "take it out of the text"):
+            parts = [self.letter[b] for b in word.encode()]
+            whole = "".join(parts)
+            if self.llama3 and whole in self.id and whole not in self.special:
+                parts = [whole]
+            while pairs := [pair for pair in zip(parts, parts[1:]) if pair in self.merge_rank]:
+                best, merged = min(pairs, key=self.merge_rank.get), parts[:1]
+                for part in parts[1:]:  # what was merged does not merge again in this round
+                    if (merged[-1], part) == best:
+                        merged[-1] += part
+                    else:
+                        merged.append(part)
+                parts = merged
+            return [self.id[part] for part in parts]
 
     def guarded(self, text):
         """A text with a GUARD before each control token."""
@@ -1567,24 +1548,28 @@ class Config:
     tied: bool  # the output layer is the embedding
     qwen2: bool  # queries, keys and values have biases, and other rotary pairs
 
+    @property
+    def head_dim(self):
+        """Width of a head."""
+        return self.dim // self.heads
+
 
 class Block(nn.Module):
     """One layer, its parts named as in GGUF: grouped-query attention, then a gated MLP."""
 
     def __init__(self, c):
         super().__init__()
-        self.kv_heads, self.qwen2 = c.kv_heads, c.qwen2
-        self.head_dim = c.dim // c.heads
-        kv_dim = c.kv_heads * self.head_dim
-        self.attn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.attn_q = nn.Linear(c.dim, c.dim, bias=c.qwen2)
-        self.attn_k = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
-        self.attn_v = nn.Linear(c.dim, kv_dim, bias=c.qwen2)
-        self.attn_output = nn.Linear(c.dim, c.dim, bias=False)
-        self.ffn_norm = nn.RMSNorm(c.dim, c.eps)
-        self.ffn_gate = nn.Linear(c.dim, c.ffn_dim, bias=False)
-        self.ffn_up = nn.Linear(c.dim, c.ffn_dim, bias=False)
-        self.ffn_down = nn.Linear(c.ffn_dim, c.dim, bias=False)
+        self.config, dim, kv_dim = c, c.dim, c.kv_heads * c.head_dim
+        linear = partial(nn.Linear, bias=False)
+        self.attn_norm = nn.RMSNorm(dim, c.eps)
+        self.attn_q = nn.Linear(dim, dim, bias=c.qwen2)
+        self.attn_k = nn.Linear(dim, kv_dim, bias=c.qwen2)
+        self.attn_v = nn.Linear(dim, kv_dim, bias=c.qwen2)
+        self.attn_output = linear(dim, dim)
+        self.ffn_norm = nn.RMSNorm(dim, c.eps)
+        self.ffn_gate = linear(dim, c.ffn_dim)
+        self.ffn_up = linear(dim, c.ffn_dim)
+        self.ffn_down = linear(c.ffn_dim, dim)
 
     def forward(self, x, rope, mask, context, cache, used):
         """x (B, T, D) after this layer.
@@ -1593,22 +1578,23 @@ class Block(nn.Module):
         with M = heads / kv_heads * T. context and cache: keys and values of this layer, (2, 1 or B,
         kv_heads, C or slots, head_dim), or None; `used` slots of the cache are taken.
         """
-        B, T, D = x.shape
+        c, (B, T, _) = self.config, x.shape
         h = self.attn_norm(x)
         q, k, v = (
-            layer(h).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, its heads, T, head_dim)
+            layer(h).view(B, T, -1, c.head_dim).transpose(1, 2)  # (B, its heads, T, head_dim)
             for layer in (self.attn_q, self.attn_k, self.attn_v)
         )
-        q, k = rotate(q, rope, self.qwen2), rotate(k, rope, self.qwen2)
+        q, k = rotate(q, rope, c.qwen2), rotate(k, rope, c.qwen2)
         if cache is not None:
             cache[..., used : used + T, :] = torch.stack([k, v])
+        if used:
             # The first tokens see only themselves, later ones every slot (unused ones are masked):
             # the used ones alone are not contiguous, and a product in bf16 would copy them.
-            k, v = cache if used else (k, v)  # (B, kv_heads, S, head_dim)
+            k, v = cache  # (B, kv_heads, S, head_dim)
         # Queries that share a key head are folded into the token axis, so that no key is copied.
-        q = q.reshape(B, self.kv_heads, -1, self.head_dim) * self.head_dim**-0.5
+        q = q.reshape(B, c.kv_heads, -1, c.head_dim) * c.head_dim**-0.5
         a = attend(q, k, v, mask, context)  # (B, kv_heads, heads / kv_heads * T, head_dim)
-        a = a.reshape(B, -1, T, self.head_dim).transpose(1, 2).reshape(B, T, D)
+        a = a.reshape(B, -1, T, c.head_dim).transpose(1, 2).flatten(2)  # (B, T, D)
         x = x + self.attn_output(a)
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -1660,17 +1646,17 @@ class Llama(nn.Module):
         each row has read since. valid (B, used + T) bool marks the tokens that are not padding,
         cached ones first; None: all of ids, and nothing is cached.
         """
-        T, device = ids.shape[1], ids.device
-        used = 0 if valid is None else valid.shape[1] - T
+        T = ids.shape[1]
+        if valid is None:
+            valid = torch.ones_like(ids[:1], dtype=torch.bool)  # (1, T) serves all rows
+        used = valid.shape[1] - T
         slots = cache[0].shape[3] if used else T
-        slot = torch.arange(slots, device=device)
+        positions = (valid.cumsum(1) - 1)[:, used:]  # (B or 1, T)
+        real = F.pad(valid, (0, slots - used - T))  # (B or 1, S): unused slots hold no token
+        slot = torch.arange(slots, device=ids.device)
         new = slot[used : used + T, None]  # (T, 1)
-        mask = (slot <= new)[None]  # (1, T, S): no token sees a later one
-        positions = new.T  # (1, T)
-        if valid is not None:
-            positions = (valid.cumsum(1) - 1)[:, used:]
-            real = F.pad(valid, (0, slots - used - T))  # (B, S): unused slots hold no token
-            mask = mask & real[:, None] | (slot == new)  # padding sees itself: no row is empty
+        # No token sees a later one or padding; padding sees itself, so that no row is empty.
+        mask = (slot <= new) & real[:, None] | (slot == new)  # (B or 1, T, S)
         if context is not None:
             positions = positions + context[0][0].shape[2]
         x = self.token_embd(ids)  # (B, T, D)
@@ -1696,9 +1682,8 @@ class Llama(nn.Module):
 
     def new_cache(self, rows, slots):
         """Space for keys and values (2, rows, kv_heads, slots, head_dim) of each layer."""
-        c, like = self.config, self.token_embd.weight
-        shape = 2, rows, c.kv_heads, slots, c.dim // c.heads
-        return [like.new_zeros(shape) for _ in self.blk]
+        shape = 2, rows, self.config.kv_heads, slots, self.config.head_dim
+        return [self.token_embd.weight.new_zeros(shape) for _ in self.blk]
 
     def head(self, h):
         """Logits (..., V) of hidden states (..., D)."""
@@ -1711,8 +1696,8 @@ class Llama(nn.Module):
 
 def rotary_angles(c, positions):
     """e^(i position frequency), complex64 (B, 1, T, head_dim / 2), of positions (B, T)."""
-    half = c.dim // c.heads // 2
-    exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
+    half = c.head_dim // 2
+    exponent = torch.arange(half, device=positions.device) / half
     angle = positions[:, None, :, None] * c.rope_base**-exponent
     return torch.polar(torch.ones_like(angle), angle)
 
@@ -1735,19 +1720,9 @@ def load(path=None, device=None, dtype=None, plain=False):
             f"{path}: architecture {arch} is not supported; supported are llama and qwen2"
         )
     tokenizer = Tokenizer(file.meta, path, plain)
-    c = read_config(file, arch, len(tokenizer.tokens), path)
-    with torch.device("meta"):  # shapes only: the weights come from the file
-        model = Llama(c)
-    expected, weights = model.state_dict(), {}
-    for name in sorted(expected.keys() ^ file.tensors.keys()):
-        problem = "is missing" if name in expected else f"is not part of a plain {arch} model"
-        raise W2SError(f"{path}: tensor {name} {problem}")
-    for name in list(file.tensors):
-        number, shape, raw = file.tensors.pop(name)  # one at a time is in memory
-        sizes = list(expected[name].shape)
-        if shape != sizes:
-            raise W2SError(f"{path}: tensor {name} has shape {shape}, its sizes ask for {sizes}")
-        weights[name] = dequantize(number, shape, raw).to(device, dtype)
+    model, weights = empty_model(file, arch, len(tokenizer.tokens), path), {}
+    for name in list(file.tensors):  # one at a time is in memory
+        weights[name] = dequantize(*file.tensors.pop(name)).to(device, dtype)
     model.load_state_dict(weights, assign=True)
     return LM(model.requires_grad_(False), tokenizer, file)
 
@@ -1768,11 +1743,8 @@ def find_device(name):
     rank_and_world_size()  # picks this process's GPU, where there are several processes
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with explained(f"device {name} cannot be used", "use --device cpu"):
         return torch.zeros((), device=name).device
-    except Exception as e:  # each backend has its own
-        reason = str(e).splitlines()[0]
-        raise W2SError(f"device {name} cannot be used: {reason}: use --device cpu") from None
 
 
 def fast_dtype(device):
@@ -1784,33 +1756,34 @@ def fast_dtype(device):
     return torch.bfloat16 if fast else torch.float32
 
 
-def read_config(file, arch, vocab, path):
-    """The Config in a GGUF file's metadata; W2SError if sizes are missing or do not fit."""
+def empty_model(file, arch, vocab, path):
+    """The Llama that a GGUF file's metadata describe, without weights; W2SError if a size is
+    missing, or sizes and tensors do not fit together."""
     meta = {key.removeprefix(f"{arch}."): value for key, value in file.meta.items()}
-    try:
-        heads, dim = int(meta["attention.head_count"]), int(meta["embedding_length"])
+    with explained(path, f"is damaged or no plain {arch} model"):
         c = Config(
-            layers=int(meta["block_count"]),
-            dim=dim,
-            heads=heads,
-            kv_heads=int(meta.get("attention.head_count_kv", heads)),
-            ffn_dim=int(meta["feed_forward_length"]),
+            layers=meta["block_count"],
+            dim=meta["embedding_length"],
+            heads=meta["attention.head_count"],
+            kv_heads=meta.get("attention.head_count_kv", meta["attention.head_count"]),
+            ffn_dim=meta["feed_forward_length"],
             vocab=vocab,
-            context_length=int(meta["context_length"]),
-            eps=float(meta.get("attention.layer_norm_rms_epsilon", 1e-5)),
-            rope_base=float(meta.get("rope.freq_base", 10000.0)),
+            context_length=meta["context_length"],
+            eps=meta.get("attention.layer_norm_rms_epsilon", 1e-5),
+            rope_base=meta.get("rope.freq_base", 10000.0),
             tied="output.weight" not in file.tensors,
             qwen2=arch == "qwen2",
         )
-        sizes = [c.layers, dim, heads, c.kv_heads, c.ffn_dim, c.context_length, c.eps, c.rope_base]
-        sized = 0 < min(sizes) and max(sizes) < math.inf
-        fits = dim % (2 * heads) == 0 and heads % c.kv_heads == 0
-        if not sized or not fits or c.layers > len(file.tensors):
+        fits = c.dim % (2 * c.heads) == 0 and c.heads % c.kv_heads == 0
+        sized = all(0 < size < math.inf for size in (c.context_length, c.eps, c.rope_base))
+        if not fits or not sized or c.layers > len(file.tensors):
             raise ValueError(f"sizes that do not fit together: {c}")
-    except Exception as e:  # whatever a wrong byte can cause
-        raise W2SError(f"{path}: the model's sizes are missing or make no sense: {e!r}") from None
-    check_metadata(file.meta, arch, dim // heads, path)
-    return c
+        check_metadata(file.meta, arch, c.head_dim)
+        with torch.device("meta"):  # shapes only: the weights come from the file
+            model = Llama(c)
+            shapes = {name: torch.empty(shape) for name, (_, shape, _) in file.tensors.items()}
+            model.load_state_dict(shapes)
+    return model
 
 
 class LM:
@@ -1849,23 +1822,20 @@ class LM:
         """
         if not is_first_process():
             return
-        c, file, weights = self.model.config, self.file, self.model.state_dict()
+        meta, tensors = self.file.meta, {}
         in_bf16 = self.model.token_embd.weight.dtype == torch.bfloat16
-        layers = file.meta["general.architecture"] + ".block_count"
-        raw = file.raw | {
-            layers: struct.pack("<II", U32, c.layers),
+        layers = meta["general.architecture"] + ".block_count"
+        raw = self.file.raw | {
+            layers: struct.pack("<II", U32, self.model.config.layers),
             "general.file_type": struct.pack("<II", U32, 32 if in_bf16 else 1),  # mostly BF16, F16
         }
-        entries = []
-        for name, w in weights.items():
+        for name, w in self.model.state_dict().items():
             number = F32 if w.dim() == 1 else BF16 if in_bf16 else F16
             if not torch.isfinite(w.to(FLOATS[number])).all():
                 raise W2SError(f"{path}: {name} is not finite: lower the learning rate")
-            entries.append((name, list(w.shape), number))
-        # one at a time is in memory
-        arrays = (raw_bytes(weights[name], FLOATS[number]) for name, _, number in entries)
+            tensors[name] = number, w
         with replacing(path) as out:
-            write_gguf(out, raw, file.meta.get("general.alignment", 32), entries, arrays)
+            write_gguf(out, raw, meta.get("general.alignment", 32), tensors)
 
     def fingerprint(self):
         """A text that tells one model from another, by its weights, metadata and chat form."""
@@ -1881,22 +1851,21 @@ class LM:
         answer_lengths: the tokens to leave free for each answer.
         """
         prompts = []
-        longest = self.context_length
         for conversation, new in zip(conversations, answer_lengths, strict=True):
             context, turn = self.tokenizer.chat(as_conversation(conversation))
             prompts.append((context, turn))
-            if len(context) + len(turn) + new > longest:
+            if len(context) + len(turn) + new > self.context_length:
                 raise W2SError(
                     f"the conversation that ends with {last_message(conversation)[:40]!r} is "
                     f"too long: {len(context) + len(turn)} tokens and {new} for the answer "
-                    f"exceed the model's context of {longest}: shorten it or leave it out, or "
-                    "lower max_new_tokens or n_icl"
+                    f"exceed the model's context of {self.context_length}: shorten it or leave it "
+                    "out, or lower max_new_tokens or n_icl"
                 )
         return prompts
 
     @torch.inference_mode()
     def generate(self, conversations, max_new_tokens=512):
-        """Greedy answers (list of str) to conversations or plain questions, in their order.
+        """Greedy answers (list of str) to conversations or questions (str), in their order.
 
         An answer ends at an end token, or is cut after max_new_tokens and then ends with CUT;
         none has a run of tokens more often than MOST_OFTEN allows.
@@ -1912,10 +1881,7 @@ class LM:
         for rows, part in progress(batches, "generating", unit="batch"):
             for row, new in zip(rows, self.generate_ids(part, max_new_tokens)):
                 answers[row] = self.tokenizer.answer_text(new, len(new) == max_new_tokens)
-        parts = [answers] * processes
-        if processes > 1:
-            dist.all_gather_object(parts, answers)
-        for part in parts:
+        for part in gathered(answers):
             answers |= part
         return [answers[i] for i in range(len(prompts))]
 
@@ -1935,24 +1901,23 @@ class LM:
         context = model.read(prompts[0][0])
         ids, valid = left_pad([turn for _, turn in prompts], self.device)
         cache = model.new_cache(len(prompts), ids.shape[1] + max_new_tokens)
-        rows = list(range(len(prompts)))  # those that have not ended
         answers = [[] for _ in prompts]
+        going = answers  # those that have not ended
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            logits = without_repeats(model.head(h), [answers[row] for row in rows])
-            new = logits.argmax(-1).tolist()
+            new = without_repeats(model.head(h), going).argmax(-1).tolist()
             ends = self.tokenizer.end_tokens
-            going = [place for place, token in enumerate(new) if token not in ends]
-            if not going:
+            stay = [row for row, token in enumerate(new) if token not in ends]
+            if not stay:
                 break
-            if len(going) < len(rows):  # the others leave the batch
+            if len(stay) < len(going):  # the others leave the batch
                 for i, kv in enumerate(cache):
-                    cache[i] = kv[:, going]
-            rows, new = [rows[place] for place in going], [new[place] for place in going]
-            for row, token in zip(rows, new):
-                answers[row].append(token)
+                    cache[i] = kv[:, stay]
+            going, new = [going[row] for row in stay], [new[row] for row in stay]
+            for answer, token in zip(going, new):
+                answer.append(token)
             ids = torch.tensor(new, device=self.device)[:, None]
-            valid = F.pad(valid[going], (0, 1), value=True)
+            valid = F.pad(valid[stay], (0, 1), value=True)
         return answers
 
     def answer_rows(self, conversations, answers):
@@ -1976,14 +1941,13 @@ class LM:
         if len(rows) == 1 or any(context != shared for (context, _), _ in rows):
             rows, shared = [(([], context + turn), answer) for (context, turn), answer in rows], []
         context = self.model.read(shared)
-        ids, row, column = [], [], []
+        ids, places = [], []
         for b, ((_, turn), answer) in enumerate(rows):
+            places += [(b, column) for column in range(len(turn), len(turn) + len(answer))]
             ids.append(torch.tensor(turn + answer))
-            row += [b] * len(answer)
-            column += range(len(turn), len(turn) + len(answer))
         # (B, T), padded on the right, where no token sees it
         ids = nn.utils.rnn.pad_sequence(ids, True).to(self.device)
-        row, column = torch.tensor([row, column], device=self.device)
+        row, column = torch.tensor(places, device=self.device).T
         h = self.model.hidden(ids, context=context)[row, column - 1]  # (N, D)
         logits = self.model.head(h).float()  # (N, V)
         losses = F.cross_entropy(logits, ids[row, column], reduction="none")
@@ -1993,9 +1957,9 @@ class LM:
         return losses, row
 
     @torch.inference_mode()
-    def logprob(self, conversations, responses):
-        """log p(response | conversation) in nats, (n,) fp32: its tokens and the end token."""
-        rows = self.answer_rows(conversations, responses)
+    def logprob(self, conversations, answers):
+        """log p(answer | conversation) in nats, (n,) fp32: its tokens and the end token."""
+        rows = self.answer_rows(conversations, answers)
         out = torch.zeros(len(rows))
         for part, _ in one_context_batches([prompt for prompt, _ in rows], 32):
             loss, row = self.answer_loss([rows[i] for i in part])
@@ -2009,9 +1973,8 @@ MOST_OFTEN = {8: 1, 5: 2}
 
 
 def without_repeats(logits, answers):
-    """logits (B, V) with -inf for the tokens that would repeat a run more often than MOST_OFTEN
-    allows, answers being the ids so far, a list per row."""
-    forbidden = torch.zeros(logits.shape, dtype=torch.bool)
+    """logits (B, V), in place with -inf for the tokens that would repeat a run more often than
+    MOST_OFTEN allows, answers being the ids so far, a list per row."""
     for row, answer in enumerate(answers):
         for length, most in MOST_OFTEN.items():
             begun, followed_by = answer[1 - length :], Counter()
@@ -2019,8 +1982,9 @@ def without_repeats(logits, answers):
                 if answer[end + 1 - length : end] == begun:
                     followed_by[answer[end]] += 1
             for token, times in followed_by.items():
-                forbidden[row, token] |= times >= most
-    return logits.masked_fill(forbidden.to(logits.device), -math.inf)
+                if times >= most:
+                    logits[row, token] = -math.inf
+    return logits
 
 
 def one_context_batches(prompts, batch, max_tokens=8192):
@@ -2048,7 +2012,7 @@ def one_context_batches(prompts, batch, max_tokens=8192):
 
 def raw_bytes(w, dtype=None):
     """The bytes of a tensor, in its own or another type, as a uint8 array."""
-    return w.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8).numpy()
+    return w.to("cpu", dtype).flatten().view(torch.uint8).numpy()
 
 
 def left_pad(rows, device):
@@ -2069,11 +2033,17 @@ def rank_and_world_size():
         if local_rank < torch.cuda.device_count():
             torch.cuda.set_device(local_rank)
         gpu = torch.cuda.is_available()
-        try:
+        with explained("torchrun", "its processes cannot find each other"):
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-        except (RuntimeError, ValueError) as e:
-            raise W2SError(f"the processes cannot find each other: {e}") from None
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gathered(value):
+    """The values of all processes, a list."""
+    values = [value] * rank_and_world_size()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def is_first_process():
@@ -2096,19 +2066,13 @@ def read_lines(path):
             raise W2SError("standard input is closed: name a file")
         if sys.stdin.isatty():
             notice("reading lines from the terminal, until Ctrl-D")
-        process, processes = rank_and_world_size()
-        shared = [sys.stdin.buffer.read() if process == 0 else b""]
-        if processes > 1:
-            dist.broadcast_object_list(shared)
-        (raw,) = shared
+        raw = gathered(sys.stdin.buffer.read() if is_first_process() else b"")[0]
     else:
         raw = Path(path).read_bytes()
     if raw[:2] == b"\x1f\x8b":
         raise W2SError(f"{path}: is compressed with gzip: unpack it first (gunzip)")
-    try:
+    with explained(path, "is not UTF-8: save the file as UTF-8"):
         text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise W2SError(f"{path}: byte {e.start} is not UTF-8: save the file as UTF-8") from None
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise W2SError(f"{path}: holds no line")
@@ -2119,12 +2083,8 @@ def read_jsonl(path, parse, expected):
     """parse(value) of each line of a JSONL file; W2SError names a line that is not as expected."""
     rows = []
     for number, line in read_lines(path):
-        try:
+        with explained(f"{path}, line {number}", f"expected {expected}"):
             rows.append(parse(json.loads(line)))
-        except W2SError as e:
-            raise W2SError(f"{path}, line {number}: {e}") from None
-        except Exception as e:  # whatever a strange value can cause
-            raise W2SError(f"{path}, line {number}: {e!r}; expected {expected}") from None
     return rows
 
 
@@ -2142,24 +2102,24 @@ def parse_chat(row, lm=None):
     *question, answer = messages = row["messages"]
     for message in messages:
         if not isinstance(message["content"], str):
-            raise ValueError("content must be text")
+            raise W2SError("content must be text")
         unknown = message.keys() - {"role", "content", "weight"}
         if unknown or message.get("weight", 0) not in (0, 1):
-            raise ValueError(f"{sorted(unknown) or 'this weight'} is not supported")
+            raise W2SError(f"{sorted(unknown) or 'this weight'} is not supported")
     if row.get("tools") or row.get("functions"):
-        raise ValueError("tools are not supported")
+        raise W2SError("tools are not supported")
     roles = [message["role"] for message in messages]
     if roles[0] == "system":
         roles = roles[1:]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise ValueError(f"roles {roles} do not alternate between user and assistant")
+        raise W2SError(f"roles {roles} do not alternate between user and assistant")
     if any(message.get("weight") == 1 for message in question):
-        raise ValueError("only the last turn is learnt: give earlier ones lines of their own")
+        raise W2SError("only the last turn is learnt: give earlier ones lines of their own")
     json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # no half character, no NaN
     if answer.get("weight") == 0:
         return question, None, row
     if not answer["content"].strip():
-        raise ValueError("the answer is empty")
+        raise W2SError("the answer is empty")
     if lm:
         lm.answer_rows([question], [answer["content"]])
     return question, answer["content"], row
@@ -2167,13 +2127,16 @@ def parse_chat(row, lm=None):
 
 def chat_line(question, answer, row=None):
     """A question with its answer as a line of a JSONL file, with the other keys of its row."""
-    messages = [*as_conversation(question), {"role": "assistant", "content": answer}]
+    messages = [*as_conversation(question), message("assistant", answer)]
     return json.dumps({**(row or {}), "messages": messages}, ensure_ascii=False) + "\n"
 
 
 def write_file(path, text):
-    """Write a text file as a whole or not at all; of several processes the first writes."""
-    if is_first_process():
+    """Write a text file as a whole or not at all, or print the text for "-"; of several processes
+    the first writes."""
+    if path == "-":
+        print(text, end="")
+    elif is_first_process():
         with replacing(path) as file:
             file.write(text.encode())
 
@@ -2218,14 +2181,12 @@ class Resumable:
         self.model = lm.fingerprint()  # another model's answers are not this one's
         self.known = {}
         self.path.touch()
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in self.path.read_bytes().splitlines():
             try:
-                answers = json.loads(line).items()
-            except (ValueError, AttributeError):  # written when the process was killed
-                continue
-            self.known |= {key: answer for key, answer in answers if isinstance(answer, str)}
-        if rank_and_world_size()[1] > 1:
-            dist.barrier()  # the first process that is done deletes the file
+                self.known |= json.loads(line)
+            except (ValueError, TypeError):  # written when the process was killed
+                pass
+        gathered(None)  # all have read it: the first process that is done deletes the file
 
     def generate(self, conversations, max_new_tokens):
         """As `LM.generate`; conversations with the same context are asked together."""
@@ -2233,12 +2194,12 @@ class Resumable:
         keys = [digest([self.model, c, max_new_tokens]) for c in conversations]
         missing = [(c, key) for c, key in zip(conversations, keys) if key not in self.known]
         missing.sort(key=json.dumps)
-        for start in progress(range(0, len(missing), 80), "answers"):
-            part, part_keys = zip(*missing[start : start + 80])  # so many answers at most are lost
+        for chunk in progress(chunks(missing, 80), "answers"):  # so many at most are lost
+            part, part_keys = zip(*chunk)
             new = dict(zip(part_keys, self.lm.generate(part, max_new_tokens)))
             self.known |= new
             if is_first_process():
-                with self.path.open("a", encoding="utf-8") as f:
+                with self.path.open("a") as f:
                     f.write("\n" + json.dumps(new))
         return [self.known[key] for key in keys]
 
@@ -2248,12 +2209,12 @@ ABOUT = f"""Weak-to-strong alignment of a GGUF model:
   python w2s.py refine --data weak.jsonl --out refined.jsonl
       the model's own answers, after weak examples
   python w2s.py finetune --data refined.jsonl --out aligned.gguf
-      a model that answers so without examples
+      a model that answers like this without examples
   python w2s.py generate --model aligned.gguf "What is a quasar?"
       ask it
 
 Data are JSONL, a line each: {CHAT_LINE}.
-- is standard input or output (JSONL only).
+"-" stands for standard input or output (JSONL only).
 python w2s.py COMMAND --help lists the options of a command."""
 
 # The methods of `refine` on the command line.
@@ -2304,7 +2265,7 @@ def parse_arguments(argv):
         option = commands.add_parser(name, help=about, description=about).add_argument
         option("--model", help="GGUF file (default: SmolLM2-135M-Instruct)")
         option("--plain", action="store_true",
-               help="conversations in the paper's form instead of the file's own chat template")
+               help="the paper's form, Question: and Answer:, instead of the file's chat template")
         option("--device", help="cpu or cuda (default: cuda if there is a GPU)")
         option("--out", default="-", help=out)
         return option
@@ -2322,7 +2283,8 @@ def parse_arguments(argv):
     option("--max-new-tokens", type=positive, help="longest answer (default: what three of four "
            "weak answers have, and a quarter more)")
 
-    option = command("finetune", "a model that answers so without examples", "GGUF file to write")
+    about = "a model that answers like this without examples"
+    option = command("finetune", about, "GGUF file to write")
     option("--data", default="-", help="JSONL of answers to learn")
     option("--epochs", type=positive, help="default: 2, or more if needed for 20 steps")
     option("--lr", type=nonnegative, default=1e-3, help="learning rate (1e-3)")
@@ -2373,10 +2335,10 @@ def run_refine(args):
     kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
     if not kept:
         raise W2SError("no answer is whole: raise --max-new-tokens")
-    write_lines(args.out, [chat_line(*row) for row in kept])
+    write_file(args.out, "".join(chat_line(*row) for row in kept))
     if resumable:
         side_file.unlink(missing_ok=True)  # another process may have done it
-    lost, seconds = len(refined) - len(kept), time.perf_counter() - begin
+    lost, seconds = refined.count(None), time.perf_counter() - begin
     notice(f"{len(kept)} of {len(refined)} lines written, {lost} not kept; {seconds:.0f} s")
 
 
@@ -2397,7 +2359,7 @@ def run_generate(args):
     cut = sum(answer.endswith(CUT) for answer in answers)
     if cut:
         notice(f"{cut} of {len(answers)} answers are cut: raise --max-new-tokens")
-    write_lines(args.out, map(chat_line, questions, answers))
+    write_file(args.out, "".join(map(chat_line, questions, answers)))
 
 
 def load_model_and_data(args):
@@ -2407,15 +2369,6 @@ def load_model_and_data(args):
     if all(answer is None for _, answer, _ in rows):
         raise W2SError(f"{args.data}: every answer has weight 0: nothing is left to learn from")
     return lm, rows
-
-
-def write_lines(path, lines):
-    """Write lines to a file, or to standard output for "-"."""
-    text = "".join(lines)
-    if path == "-":
-        print(text, end="")
-    else:
-        write_file(path, text)
 
 
 def run(command):
