@@ -5,7 +5,6 @@ The real model is loaded once; everything that would take long runs on a tiny ra
 which is written as a GGUF file here.
 """
 import ast
-import gzip
 import io
 import json
 import math
@@ -708,9 +707,9 @@ def test_weights_that_the_file_cannot_hold_are_not_saved(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_is_written_through():
-    with w2s.replacing("/dev/null") as file:
-        file.write(b"new")
+def test_a_device_is_not_replaced():
+    with pytest.raises(w2s.W2SError, match="/dev/null: is a folder or a device"):
+        w2s.write_file("/dev/null", "new")
     assert not os.path.isfile("/dev/null")
 
 
@@ -788,7 +787,6 @@ def test_a_bad_model_file_is_named_with_its_fault(tmp_path, tiny_path):
     for content, message in (
         (b"PK\3\4 something else", "is not a GGUF file"),
         (b"", "cannot be read, is damaged or cut short"),
-        (gzip.compress(whole), "is compressed with gzip"),
         (whole[:-1000], "cannot be read, is damaged or cut short"),
         (old, "GGUF version 2 is not supported"),
     ):
@@ -1989,7 +1987,7 @@ def test_to_keep_few_is_no_reason_for_a_warning(client, capsys):
 
 def test_too_few_good_examples_are_named(client):
     weak = WEAK[:6] + ["Arrr, it be" + w2s.CUT] * 54
-    with pytest.raises(w2s.W2SError, match="only 6 questions have a weak answer.*n_icl=8 needs 9"):
+    with pytest.raises(w2s.W2SError, match="n_icl=8 needs at least 9 .* there are only 6"):
         w2s.refine_by_agreement(client, NUMBERS, weak, n_icl=8)
     w2s.refine_by_agreement(client, NUMBERS, weak)
     assert {len(examples_in(c)) for c in client.calls[-1]} == {3}  # half of them
@@ -2517,12 +2515,10 @@ def test_refine_keeps_a_line_s_other_keys_and_its_system_message(text_options, t
     assert refined["id"] == 7 and refined["messages"][:-1] == row["messages"][:-1]
 
 
-def test_an_answer_of_weight_0_is_not_learnt(row):
+def test_a_key_of_a_message_that_is_not_supported_is_named(row):
     assert w2s.parse_chat(row)[1] == "an 3!"
     row["messages"][-1]["weight"] = 0
-    assert w2s.parse_chat(row)[1] is None
-    row["messages"][-1]["weight"] = 0.5
-    with pytest.raises(w2s.W2SError, match="weight"):
+    with pytest.raises(w2s.W2SError, match="weight.* not supported"):
         w2s.parse_chat(row)
 
 
@@ -2617,7 +2613,7 @@ def test_a_bad_line_is_named(tiny_options, tmp_path, capsys, line, message):
     [
         (GOOD.encode() + b"\n\xe9\n", "is not UTF-8"),
         (b"\n", "holds no line"),
-        (b"\x1f\x8b\x08", "gzip"),
+        (b"\x1f\x8b\x08", "is not UTF-8"),
         (None, "No such"),
     ],
 )
@@ -2896,7 +2892,7 @@ def test_processes_that_cannot_meet_are_told_in_one_line(second_process, monkeyp
 
     monkeypatch.setattr(w2s.dist, "init_process_group", fails)
     assert w2s.run(None) == 2
-    assert "cannot find each other: connection refused" in only_error(capsys)
+    assert "cannot find each other (RuntimeError: connection refused)" in only_error(capsys)
 
 
 def test_bfloat16_that_a_gpu_only_emulates_is_not_used(monkeypatch):

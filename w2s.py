@@ -625,7 +625,7 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     check_pairs(questions, weak_answers, n_icl)
     rng = random.Random(seed)
     pairs = pairs_that_fit(lm, zip(questions, weak_answers), n_icl)
-    check_pairs([q for q, _ in pairs], [a for _, a in pairs], n_icl)  # enough of those that fit?
+    check_number(pairs, n_icl, "with a weak answer that fits in the context")
     texts = [question_text(question) for question, _ in pairs]
     conversations = []
     for question in questions:
@@ -745,11 +745,16 @@ def check_pairs(questions, weak_answers, n_icl):
     for i, answer in enumerate(weak_answers):
         if not answer.strip():
             raise W2SError(f"weak answer {i} is empty: leave that pair out")
-    different = count_questions(zip(questions, weak_answers))
+    check_number(zip(questions, weak_answers), n_icl, "with a weak answer")
+
+
+def check_number(pairs, n_icl, which):
+    """W2SError unless every question of the pairs has n_icl others; which: what the pairs are."""
+    different = count_questions(pairs)
     if not 0 <= n_icl < different:
         raise W2SError(
-            f"n_icl={n_icl} needs at least {n_icl + 1} different questions with weak answers that "
-            f"fit in the context, but there are only {different}: add questions or lower n_icl"
+            f"n_icl={n_icl} needs at least {n_icl + 1} different questions {which}, but there are "
+            f"only {different}: add questions or lower n_icl"
         )
 
 
@@ -867,7 +872,11 @@ def refine_by_agreement(
         short = length_of(lm, weak_answers[i]) <= usual
         if short and is_good(questions[i], weak_answers[i], concept):
             pairs.append((asked[i], weak_answers[i]))
-    pairs, n_icl = enough_examples(lm, pairs, n_icl)
+    if n_icl is None:
+        n_icl = max(1, min(8, count_questions(pairs) // 2))
+    pairs = pairs_that_fit(lm, pairs, n_icl)
+    check_number(pairs, n_icl, "whose weak answer can be an example (whole, of usual length, "
+                 "without repetition, with the concept; --method icl does not ask for that)")
     # 2. `draws` answers to each question, each after other examples.
     conversations = []
     for _ in range(draws):
@@ -894,22 +903,6 @@ def best_of(questions, plain, drawn, concept):
         if agreed[place] > best[i] and is_good(questions[i], answer, concept):
             best[i], labels[i] = agreed[place], answer
     return labels
-
-
-def enough_examples(lm, pairs, n_icl):
-    """(the pairs that fit in the context, n_icl); n_icl None means 8, or half of the number of
-    different questions if that is less. W2SError unless more than n_icl questions are left."""
-    if n_icl is None:
-        n_icl = max(1, min(8, count_questions(pairs) // 2))
-    pairs = pairs_that_fit(lm, pairs, n_icl)
-    different = count_questions(pairs)
-    if different <= n_icl:
-        raise W2SError(
-            f"only {different} questions have a weak answer that can be an example (whole, of "
-            "usual length, without repetition, with the concept) and "
-            f"n_icl={n_icl} needs {n_icl + 1}: lower n_icl, or use --method icl"
-        )
-    return pairs, n_icl
 
 
 def count_questions(pairs):
@@ -1185,10 +1178,7 @@ def read_gguf(path):
     with explained(path, "cannot be read, is damaged or cut short: get the file again"):
         with open(path, "rb") as f:
             file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        letters = file.read(4)
-        if letters[:2] == b"\x1f\x8b":
-            raise W2SError("is compressed with gzip: unpack it first (gunzip)")
-        if letters != b"GGUF":
+        if file.read(4) != b"GGUF":
             raise W2SError("is not a GGUF file (it does not begin with the letters GGUF)")
         return read_content(file, path)
 
@@ -1222,20 +1212,17 @@ def write_gguf(file, raw, align, tensors):
 def replacing(path):
     """A binary file to write that becomes the file at this path when it is complete.
 
-    A device or a pipe is written through instead of being replaced; a link stays, its target is
-    replaced.
+    A link stays, its target is replaced. Raises W2SError if `check_out` does.
     """
+    check_out(path)
     path = Path(os.path.realpath(path))
-    through = path.exists() and not path.is_file()
-    part = path if through else path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
             yield file
-        if not through:
-            os.replace(part, path)
+        os.replace(part, path)
     finally:
-        if not through:
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def dequantize(number, shape, raw):
@@ -1752,7 +1739,7 @@ def fast_dtype(device):
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        fast = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -2069,8 +2056,6 @@ def read_lines(path):
         raw = gathered(sys.stdin.buffer.read() if is_first_process() else b"")[0]
     else:
         raw = Path(path).read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        raise W2SError(f"{path}: is compressed with gzip: unpack it first (gunzip)")
     with explained(path, "is not UTF-8: save the file as UTF-8"):
         text = raw.decode("utf-8-sig")
     lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -2095,17 +2080,14 @@ CHAT_LINE = (
 
 
 def parse_chat(row, lm=None):
-    """(question, answer, row) of a line of chat data, see CHAT_LINE; it must fit the model lm.
-
-    "weight": 0 in the answer means not to learn it: the answer is then None.
-    """
+    """(question, answer, row) of a line of chat data, see CHAT_LINE; it must fit the model lm."""
     *question, answer = messages = row["messages"]
     for message in messages:
         if not isinstance(message["content"], str):
             raise W2SError("content must be text")
-        unknown = message.keys() - {"role", "content", "weight"}
-        if unknown or message.get("weight", 0) not in (0, 1):
-            raise W2SError(f"{sorted(unknown) or 'this weight'} is not supported")
+        unknown = message.keys() - {"role", "content"}
+        if unknown:
+            raise W2SError(f"{sorted(unknown)} of a message is not supported: take it out")
     if row.get("tools") or row.get("functions"):
         raise W2SError("tools are not supported")
     roles = [message["role"] for message in messages]
@@ -2113,11 +2095,7 @@ def parse_chat(row, lm=None):
         roles = roles[1:]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise W2SError(f"roles {roles} do not alternate between user and assistant")
-    if any(message.get("weight") == 1 for message in question):
-        raise W2SError("only the last turn is learnt: give earlier ones lines of their own")
     json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # no half character, no NaN
-    if answer.get("weight") == 0:
-        return question, None, row
     if not answer["content"].strip():
         raise W2SError("the answer is empty")
     if lm:
@@ -2145,10 +2123,8 @@ def check_out(path, size=0):
     """W2SError unless the file can be written and its disk has `size` bytes free."""
     path = Path(os.path.realpath(path))
     folder = path.parent
-    if path.is_dir():
-        raise W2SError(f"{path}: is a folder: name a file")
     if path.exists() and not path.is_file():
-        return  # a device or a pipe
+        raise W2SError(f"{path}: is a folder or a device: name a file, or - for standard output")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise W2SError(f"{path}: its folder does not exist or cannot be written to: make it first")
     if shutil.disk_usage(folder).free < size:
@@ -2300,10 +2276,8 @@ def parse_arguments(argv):
 def main(argv=None):
     """The command line: refine, finetune and generate."""
     args = parse_arguments(argv)
-    if args.out == "/dev/stdout":
-        args.out = "-"
     if args.out != "-":
-        check_out(Path(args.out))
+        check_out(args.out)
         data = getattr(args, "data", "-")
         written = args.out + (".answers" if args.command == "refine" else "")
         if data != "-" and os.path.realpath(data) == os.path.realpath(written):
@@ -2324,19 +2298,17 @@ def run_refine(args):
                 option = name.replace("_", "-")
                 raise W2SError(f"--method {args.method} does not take --{option}: leave it out")
     lm, rows = load_model_and_data(args)
-    questions, answers, originals = zip(*[row for row in rows if row[1] is not None])
+    questions, answers, originals = zip(*rows)
     begin = time.perf_counter()
-    out = Path(args.out)
-    resumable = args.out != "-" and (out.is_file() or not out.exists())  # no device or pipe
     side_file = Path(args.out + ".answers")
-    if resumable:
+    if args.out != "-":
         lm = Resumable(lm, side_file)
     refined = refiner(lm, questions, answers, **options)
     kept = [row for row in zip(questions, refined, originals) if row[1] is not None]
     if not kept:
         raise W2SError("no answer is whole: raise --max-new-tokens")
     write_file(args.out, "".join(chat_line(*row) for row in kept))
-    if resumable:
+    if args.out != "-":
         side_file.unlink(missing_ok=True)  # another process may have done it
     lost, seconds = refined.count(None), time.perf_counter() - begin
     notice(f"{len(kept)} of {len(refined)} lines written, {lost} not kept; {seconds:.0f} s")
@@ -2346,7 +2318,7 @@ def run_finetune(args):
     """Labels in, a fine-tuned model out."""
     lm, rows = load_model_and_data(args)
     questions, answers, _ = zip(*rows)
-    check_out(Path(args.out), 2 * sum(p.numel() for p in lm.model.parameters()))
+    check_out(args.out, 2 * sum(p.numel() for p in lm.model.parameters()))
     finetune(lm, questions, answers, args.rank, args.lr, args.epochs, args.seed)
     lm.save(args.out)
 
@@ -2365,10 +2337,7 @@ def run_generate(args):
 def load_model_and_data(args):
     """(model, rows of parse_chat); W2SError, naming the line, for a row that does not fit."""
     lm = load(args.model, args.device, plain=args.plain)
-    rows = read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE)
-    if all(answer is None for _, answer, _ in rows):
-        raise W2SError(f"{args.data}: every answer has weight 0: nothing is left to learn from")
-    return lm, rows
+    return lm, read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE)
 
 
 def run(command):
