@@ -765,6 +765,9 @@ def test_other_tensor_types_come_from_the_gguf_package(odd_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", fake)
     w = w2s.dequantize(*w2s.read_gguf(odd_file).tensors["w"])
     assert w.tolist() == [[0, 1, 2], [3, 4, 5]]
+    fake.dequantize = None  # the package knows the size of the type, but cannot decode it
+    with pytest.raises(w2s.W2SError, match="number 99: is not supported by the gguf package"):
+        w2s.dequantize(*w2s.read_gguf(odd_file).tensors["w"])
 
 
 def test_the_gguf_package_is_named_where_it_is_needed(odd_file, monkeypatch):

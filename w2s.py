@@ -1238,7 +1238,8 @@ def dequantize(number, shape, raw):
         import gguf  # `block_sizes` has said so if it is missing
 
         rows = raw.reshape(math.prod(shape[:-1]), -1)
-        weights = gguf.dequantize(rows, gguf.GGMLQuantizationType(number))
+        with explained(f"tensor type number {number}", "is not supported by the gguf package"):
+            weights = gguf.dequantize(rows, gguf.GGMLQuantizationType(number))
         return torch.from_numpy(weights).float().reshape(shape)
     blocks = torch.from_numpy(raw.copy()).view(-1, BLOCKS[number])
     d, m = blocks[:, :4].view(torch.float16).float().split(1, 1)  # (blocks, 1)
