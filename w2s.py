@@ -1172,12 +1172,11 @@ def block_sizes(number):
 def read_gguf(path):
     """Read a GGUF v3 file as a `Gguf`, its tensors mapped into memory.
 
-    Raises W2SError, naming the file, if it is not one, is damaged, is one part of a split
-    model, or holds a tensor type that is not supported.
+    Raises OSError if the file cannot be read; W2SError, naming it, if it is not one, is damaged,
+    is one part of a split model, or holds a tensor type that is not supported.
     """
-    with explained(path, "cannot be read, is damaged or cut short: get the file again"):
-        with open(path, "rb") as f:
-            file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    with open(path, "rb") as f, explained(path, "is damaged or cut short: get the file again"):
+        file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         if file.read(4) != b"GGUF":
             raise W2SError("is not a GGUF file (it does not begin with the letters GGUF)")
         return read_content(file, path)
