@@ -74,8 +74,11 @@ class W2SError(Exception):
 
 @contextmanager
 def explained(where, what):
-    """Make one line of any error in a block, a W2SError: where it is, and its text; what it means
-    and what to do stand before the text unless it is a W2SError already."""
+    """Turn any error in a `with` block into a W2SError of one line.
+
+    where: the file or line with the fault. what: what the error means and what to do about it; a
+    W2SError says that itself.
+    """
     try:
         yield
     except W2SError as e:
@@ -749,7 +752,8 @@ def check_pairs(questions, weak_answers, n_icl):
 
 
 def check_number(pairs, n_icl, which):
-    """W2SError unless every question of the pairs has n_icl others; which: what the pairs are."""
+    """W2SError unless every question of the pairs has n_icl others; which: what sets those questions
+    apart, for the message."""
     different = count_questions(pairs)
     if not 0 <= n_icl < different:
         raise W2SError(
