@@ -752,8 +752,8 @@ def check_pairs(questions, weak_answers, n_icl):
 
 
 def check_number(pairs, n_icl, which):
-    """W2SError unless every question of the pairs has n_icl others; which: what sets those questions
-    apart, for the message."""
+    """W2SError unless every question of the pairs has n_icl others; which: what these questions
+    have in common, for the message."""
     different = count_questions(pairs)
     if not 0 <= n_icl < different:
         raise W2SError(
