@@ -2086,15 +2086,15 @@ CHAT_LINE = (
 def parse_chat(row, lm=None):
     """(question, answer, row) of a line of chat data, see CHAT_LINE; it must fit the model lm."""
     *question, answer = messages = row["messages"]
-    for message in messages:
-        if not isinstance(message["content"], str):
+    for m in messages:
+        if not isinstance(m["content"], str):
             raise W2SError("content must be text")
-        unknown = message.keys() - {"role", "content"}
+        unknown = m.keys() - {"role", "content"}
         if unknown:
             raise W2SError(f"{sorted(unknown)} of a message is not supported: take it out")
     if row.get("tools") or row.get("functions"):
         raise W2SError("tools are not supported")
-    roles = [message["role"] for message in messages]
+    roles = [m["role"] for m in messages]
     if roles[0] == "system":
         roles = roles[1:]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
