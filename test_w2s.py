@@ -2021,13 +2021,22 @@ def test_the_concept_is_what_tells_weak_answers_from_plain_ones():
     assert not concept.has("Arrr be it", "Arrr be it plain")  # the question's words
 
 
+def test_a_word_counts_if_one_kind_of_answer_has_it_five_times_as_often():
+    plain = [f"including known rarely {i}" for i in range(60)]
+    # 15 weak answers have "known", 60 plain ones: four times as many; "rarely" has six times
+    weak = [f"like {i}" + " known" * (i < 15) + " rarely" * (i < 10) for i in range(60)]
+    concept = w2s.Concept(NUMBERS, weak, plain)
+    assert set(concept.weight) == {"like", "including", "rarely"}
+    assert concept.score("q", "like known known rivers") == concept.weight["like"]
+
+
 def test_where_weak_answers_are_like_plain_ones_every_answer_has_the_concept(client, capsys):
     plain = [f"plain {i}" for i in range(100, 160)]
     concept = w2s.Concept(NUMBERS, plain, plain)
     assert not concept.visible and concept.has("q", "anything")
     client.answer = Client.answer.__get__(client)
     w2s.refine_by_agreement(client, NUMBERS, plain)
-    assert "there is no concept" in capsys.readouterr().err
+    assert "no concept to check" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [

@@ -932,11 +932,13 @@ class Concept:
 
     weight: {mark: log(share of weak answers that have it / share of plain answers that do)}. Marks
     are words and punctuation; only those in at least max(4, questions / 5) of the weak and plain
-    answers together count: rare words are content, not concept. Half an answer is added to each
-    count, so that no log is infinite. An answer has the concept if its score, the mean weight of
-    its marks, is nearer to the weak answers' mean than to the plain answers'. visible: whether the
-    share of weak answers that have it is at least 0.5 above that of plain ones; if not, `has` is
-    always true.
+    answers together count, as rare words are content, not concept, and only those five times as
+    frequent in one kind as in the other: the strong model's own words are in its refined answers,
+    too, and many that say little would outweigh the few of the concept. Half an answer is added to
+    each count, so that no log is infinite. An answer has the concept if its score, the mean weight
+    of its marks, is nearer to the weak answers' mean than to the plain answers'. visible: whether
+    the share of weak answers that have it is at least 0.5 above that of plain ones; if not, `has`
+    is always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -946,8 +948,10 @@ class Concept:
             plain.update(self.marks(question, plain_answer))
         self.weight = {}
         for mark in weak | plain:
-            if weak[mark] + plain[mark] >= max(4, len(questions) / 5):
-                self.weight[mark] = math.log((weak[mark] + 0.5) / (plain[mark] + 0.5))
+            weight = math.log((weak[mark] + 0.5) / (plain[mark] + 0.5))
+            frequent = weak[mark] + plain[mark] >= max(4, len(questions) / 5)
+            if frequent and abs(weight) >= math.log(5):
+                self.weight[mark] = weight
         both = weak_answers, plain_answers
         scores = np.array([list(map(self.score, questions, answers)) for answers in both])  # (2, n)
         self.threshold = scores.mean(1).mean()
@@ -997,10 +1001,8 @@ def report_answers(questions, groups, concept):
     kept = [i for i in range(n) if groups["kept"][i] is not None]
     for i in kept[:2]:
         notice(f"\nweak: {groups['weak'][i][:200]}\nrefined: {groups['kept'][i][:200]}")
-    if not concept.weight:
-        notice("warning: there are too few answers to see a concept")
-    elif not concept.visible:
-        notice("warning: weak and plain answers have the same words: there is no concept to check")
+    if not concept.visible:
+        notice("warning: few frequent words tell weak from plain answers: no concept to check")
     if shares["weak"][-1] == 0:
         notice("warning: no weak answer agrees with the model's: the shortest are the examples")
     good = n - groups["good"].count(None)
