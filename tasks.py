@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The alignment experiments of the paper, end to end, on the methods of w2s.py.
+"""Small alignment experiments after those of the paper, with the methods of w2s.py.
 
     python tasks.py                  persona, math, explanation and theory
     python tasks.py bench            the speed of this machine
@@ -1237,7 +1237,7 @@ def peak_memory(device):
 
 def parse_arguments(argv):
     """The command line; W2SError for a mistake in it."""
-    parser = w2s.Parser("tasks.py", description="The weak-to-strong experiments of the paper.")
+    parser = w2s.Parser("tasks.py", description="Small experiments after those of the paper.")
     option = parser.add_argument
     option("command", nargs="?", default="run", help="bench: measure the speed of this machine")
     option("--task", default="persona,math,explanation,theory",

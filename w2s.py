@@ -825,11 +825,11 @@ def notice(text):
 # 3. Our additions to Algorithm 1: which examples to show, and which answers to learn
 #
 # None of this is in the paper. Wrong weak examples also teach the concept "be wrong". Where a weak
-# answer agrees with the plain answer, the strong model's own to the bare question, both are usually
-# right, and no gold answer is needed to see it. And in a long answer a small model often loses the
-# concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and has
-# the concept of the weak answers. Examples are good weak answers, labels are good answers of the
-# model, and of either those are chosen that agree most with the plain answers.
+# answer agrees with the plain answer, the strong model's own to the bare question, both are right
+# more often, and no gold answer is needed to see it. And in a long answer a small model often loses
+# the concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and
+# has the concept of the weak answers. Examples are good weak answers, labels are good answers of
+# the model, and of either those are chosen that agree most with the plain answers.
 # --------------------------------------------------------------------------------------
 
 
@@ -2257,13 +2257,13 @@ def parse_arguments(argv):
     option("--data", default="-", help="JSONL of weak answers")
     option("--method", choices=REFINERS, default="agreement",
            help="agreement (ours, the default), icl (Algorithm 1 of the paper), "
-           "iar (infer the concept and respond) or improve (the weak answer)")
+           "iar (infer the concept and respond) or improve (the model rewrites the weak answer)")
     option("--n-icl", type=whole_number,
            help="weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)")
     option("--keep", type=nonnegative, help="agreement: share of the answers to keep (0.5)")
     option("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
-    option("--max-new-tokens", type=positive, help="longest answer (default: what three of four "
-           "weak answers have, and a quarter more)")
+    option("--max-new-tokens", type=positive, help="most tokens of an answer (default: about 1.25 "
+           "times the third quartile of the weak answers)")
 
     about = "a model that answers like this without examples"
     option = command("finetune", about, "GGUF file to write")
@@ -2275,7 +2275,7 @@ def parse_arguments(argv):
 
     option = command("generate", "answers to questions", "JSONL of answers")
     option("questions", nargs="*", help="default: the lines of standard input")
-    option("--max-new-tokens", type=positive, default=512, help="longest answer (512)")
+    option("--max-new-tokens", type=positive, default=512, help="most tokens of an answer (512)")
     return parser.parse_args(argv)
 
 
