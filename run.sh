@@ -19,8 +19,8 @@ if [ "$(cat .venv/.w2s 2>/dev/null || true)" != "$stamp" ]; then
     python=${PYTHON:-python3}
     command -v "$python" >/dev/null || die "$python not found: install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv)"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "$("$python" --version) is too old: Python 3.10 or newer is needed (PYTHON=python3.12 ./run.sh)"
-    echo "run.sh: setting up .venv (once; PyTorch is a download of up to 2.8 GB, or, without a GPU," \
-        "of 0.3 GB after: export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu)" >&2
+    echo "run.sh: setting up .venv (once; PyTorch is a download of up to 2.8 GB; without a GPU its CPU" \
+        "wheels are 0.3 GB: set PIP_EXTRA_INDEX_URL to the index that PyTorch's install page names)" >&2
     "$python" -c 'import ensurepip, venv' 2>/dev/null || die "$python has no venv module (Debian, Ubuntu: apt install python3-venv)"
     "$python" -m venv .venv || die "could not create .venv in $PWD: is there space, and may you write here?"
     # shellcheck disable=SC2086  # a list of words

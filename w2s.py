@@ -935,10 +935,10 @@ class Concept:
     answers together count, as rare words are content, not concept, and only those five times as
     frequent in one kind as in the other: the strong model's own words are in its refined answers,
     too, and many that say little would outweigh the few of the concept. Half an answer is added to
-    each count, so that no log is infinite. An answer has the concept if its score, the mean weight
-    of its marks, is nearer to the weak answers' mean than to the plain answers'. visible: whether
-    the share of weak answers that have it is at least 0.5 above that of plain ones; if not, `has`
-    is always true.
+    each count, so that no log is infinite. An answer's score is the mean weight of its marks and of
+    two more of weight 0, as one mark alone proves little; it has the concept if its score is nearer
+    to the weak answers' mean than to the plain answers'. visible: whether the share of weak answers
+    that have it is at least 0.5 above that of plain ones; if not, `has` is always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -965,9 +965,9 @@ class Concept:
         return {word for word in found if word.lower() not in asked}
 
     def score(self, question, answer):
-        """The mean weight of an answer's marks; 0 if none has a weight."""
+        """The mean weight of an answer's marks, and of two more of weight 0."""
         weights = [self.weight[m] for m in self.marks(question, answer) if m in self.weight]
-        return math.fsum(weights) / max(1, len(weights))
+        return math.fsum(weights) / (len(weights) + 2)
 
     def has(self, question, answer):
         """Whether an answer has the concept."""
