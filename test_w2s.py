@@ -2998,9 +2998,9 @@ def test_standard_input_that_is_not_utf_8_is_named(tiny_path):
 
 def test_the_smaller_download_is_named_before_anything_is_downloaded():
     script = (FOLDER / "run.sh").read_text("utf-8")
-    assert script.index("PIP_EXTRA_INDEX_URL=https") < script.index("-m pip install")
+    assert script.index("PIP_EXTRA_INDEX_URL") < script.index("-m pip install")
     readme = (FOLDER / "README.md").read_text("utf-8")
-    assert "PIP_EXTRA_INDEX_URL=https" in readme and "WSL" in readme
+    assert "PIP_EXTRA_INDEX_URL" in readme and "WSL" in readme
     assert ".venv/bin/torchrun" in readme
 
 
