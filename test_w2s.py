@@ -1867,12 +1867,12 @@ def test_queries_share_their_examples(client):
 
 def test_agreement_is_what_both_answers_say_and_the_question_does_not():
     plain = [f"The answer is {i}." for i in range(100, 160)]
-    scores = w2s.agreement(["Which number is it?"] * 60, plain, WEAK)
+    scores = w2s.agreement(zip(["Which number is it?"] * 60, plain, WEAK))
     # What all answers share ("be", "arrr", "answer") weighs nothing.
     assert [score > 0 for score in scores] == [i % 2 == 0 for i in range(100, 160)]
-    assert w2s.agreement(["Is it 7?", "b"], ["It is 7", "x y"], ["7 be it", "Y z"])[0] == 0
+    assert w2s.agreement([("Is it 7?", "It is 7", "7 be it"), ("b", "x y", "Y z")])[0] == 0
     # By hand: "ale" stands in one of two questions' answers, "the" in both.
-    scores = w2s.agreement(["?", "!"], ["the ale", "the"], ["the ale bun", "the"])
+    scores = w2s.agreement([("?", "the ale", "the ale bun"), ("!", "the", "the")])
     assert scores == [pytest.approx(np.log(2)), 0]
 
 
@@ -1898,7 +1898,7 @@ def test_of_right_weak_answers_the_short_ones_are_examples(client):
 def test_agreement_reads_scripts_without_spaces():
     questions = ["日本的首都是哪里？", "法国的首都是哪里？"]
     plain = ["日本的首都是东京。", "法国的首都是巴黎。"]
-    right, wrong = w2s.agreement(questions, plain, ["哎呀是东京呀！", "哎呀是罗马呀！"])
+    right, wrong = w2s.agreement(zip(questions, plain, ["哎呀是东京呀！", "哎呀是罗马呀！"]))
     assert right > 0 and wrong == 0
 
 

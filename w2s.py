@@ -153,8 +153,7 @@ class Supervisor:
 
     def label(self, x, generator):
         """Weak labels y_w (...) of x (..., d)."""
-        noise = torch.randn(x.shape[:-1], generator=generator, dtype=x.dtype)
-        return x @ self.beta + self.sigma * noise
+        return torch.normal(x @ self.beta, self.sigma, generator=generator)
 
 
 def weak_supervisor(source, concept, quality, sigma, leak=None):
@@ -184,10 +183,9 @@ def label_by_prior(supervisors, prior, x, generator, oracle=False):
     (the paper's first version): each pair is labelled by a supervisor drawn from prior (K,).
     oracle: one draw for all pairs of a row, as if somebody sorted the examples by concept."""
     rows, n = x.shape[:2]
-    times = 1 if oracle else n
-    draws = torch.multinomial(prior.expand(rows, -1), times, True, generator=generator)
+    draws = torch.multinomial(prior.expand(rows, -1), 1 if oracle else n, True, generator=generator)
     labels = [supervisor.label(x, generator) for supervisor in supervisors]
-    return torch.stack(labels).gather(0, draws.expand(1, rows, n))[0]
+    return torch.stack(labels).take_along_dim(draws[None], 0)[0]
 
 
 def draw_x(*shape, generator):
@@ -261,32 +259,32 @@ def naive_floor(source, supervisor, target, n=math.inf):
 
 def simplex_projection(v):
     """The point of the simplex {a >= 0, sum a = 1} that is nearest to v (..., K)."""
-    high = v.sort(-1, descending=True).values
     count = torch.arange(1, v.shape[-1] + 1)
-    # If the `count` largest entries stay positive, this much off each makes their sum 1.
-    excess = (high.cumsum(-1) - 1) / count
-    n_positive = (high > excess).sum(-1, keepdim=True)
-    return (v - excess.gather(-1, n_positive - 1)).clamp(min=0)
+    # This much off each of the `count` largest entries makes their sum 1. It is largest where
+    # `count` is the number of entries that stay positive.
+    excess = (v.sort(-1, descending=True).values.cumsum(-1) - 1) / count
+    return (v - excess.amax(-1, keepdim=True)).clamp(min=0)
 
 
-def simplex_least_squares(gram, linear, max_steps=100_000):
+def simplex_least_squares(gram, linear):
     """argmin_a a' G a / 2 - l' a over the simplex, (R, K), of gram (R, K, K), positive definite,
     and linear (R, K).
 
     Projected gradient steps with Nesterov's momentum, which restarts where a row turns back,
-    until no step moves a by 1e-13. RuntimeError if that takes more than max_steps.
+    until no step moves a by 1e-13. RuntimeError if that takes more than 100,000.
     """
     curvature = torch.linalg.matrix_norm(gram, 2)[:, None]
     a = ahead = simplex_projection(linear)
     t = torch.ones_like(curvature)
-    for _ in range(max_steps):
+    for _ in range(100_000):
         gradient = (gram @ ahead[..., None])[..., 0] - linear
         new = simplex_projection(ahead - gradient / curvature)
         if (new - ahead).abs().max() < 1e-13:
             return new
-        turned_back = ((ahead - new) * (new - a)).sum(1, keepdim=True) > 0
+        step = new - a
+        turned_back = ((ahead - new) * step).sum(1, keepdim=True) > 0
         t = torch.where(turned_back, 1, t + 1)
-        ahead = new + (t - 1) / (t + 2) * (new - a)
+        ahead = new + (t - 1) / (t + 2) * step
         a = new
     raise RuntimeError("simplex_least_squares did not finish: is the Gram matrix singular?")
 
@@ -327,12 +325,10 @@ def statistical_dimension(weights, draws=2**17):
 def refined_label(source, posterior, x, generator):
     """Refined labels (...) of queries x (..., d), as in Algorithm 1: the source's answers after a
     context, drawn from sum_k posterior_k N(beta_k' x, sigma^2), posterior (..., K)."""
-    flat = posterior.flatten(0, -2)
-    concept = torch.multinomial(flat, 1, generator=generator)
+    concept = torch.multinomial(posterior.flatten(0, -2), 1, generator=generator)
     predictions = x @ source.betas.T
-    answers = predictions.gather(-1, concept.view(*x.shape[:-1], 1))[..., 0]
-    noise = torch.randn(answers.shape, generator=generator, dtype=x.dtype)
-    return answers + source.sigma * noise
+    answers = predictions.gather(-1, concept.view_as(x[..., :1]))[..., 0]
+    return torch.normal(answers, source.sigma, generator=generator)
 
 
 def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
@@ -350,14 +346,13 @@ def refined_fit(source, x, y, n_icl, generator, n_contexts=None):
     evidence = source.evidence(x, y)  # (R, n, K)
     log_posterior = source.prior.log().expand_as(evidence).clone()  # of each query's context
     for offset in 1 + torch.randperm(n - 1, generator=generator)[:n_icl]:
-        log_posterior += evidence.roll(-offset.item(), -2)  # pair i + offset (mod n) at i
-    if n_contexts is not None:
-        log_posterior = log_posterior[..., torch.arange(n) % n_contexts, :]
-    labels = refined_label(source, log_posterior.softmax(-1), x, generator)
+        log_posterior += evidence.roll(-offset, -2)  # pair i + offset (mod n) at i
+    context = torch.arange(n) % (n_contexts or n)  # of each query
+    labels = refined_label(source, log_posterior[:, context].softmax(-1), x, generator)
     return torch.linalg.lstsq(x, labels[..., None]).solution[..., 0]
 
 
-def refined_risk(source, target, supervisor, n_icl, replications, generator, chunk=100):
+def refined_risk(source, target, supervisor, n_icl, replications, generator):
     """Excess risk of the refined labels' mean, sum_k posterior_k beta_k, (R, len(n_icl)), for a
     target (d,) and a list n_icl of numbers of examples. 0 examples: the source's own mean.
 
@@ -366,28 +361,27 @@ def refined_risk(source, target, supervisor, n_icl, replications, generator, chu
     """
     if min(n_icl) < 0:
         raise ValueError(f"n_icl must not be negative: {min(n_icl)}")
-    d = source.betas.shape[1]
     risks = []
-    for start in range(0, replications, chunk):
-        rows = min(chunk, replications - start)
-        x = draw_x(rows, max(n_icl), d, generator=generator)
+    for part in chunks(range(replications), 100):
+        x = draw_x(len(part), max(n_icl), len(target), generator=generator)
         y = supervisor.label(x, generator)
-        evidence = source.evidence(x, y).cumsum(1)  # (rows, n, K)
-        evidence = F.pad(evidence, (0, 0, 1, 0))  # [:, n] is that of the first n examples
+        # [:, n] is that of the first n examples
+        evidence = F.pad(source.evidence(x, y), (0, 0, 1, 0)).cumsum(1)
         posterior = (source.prior.log() + evidence[:, n_icl]).softmax(-1)
         risks.append(excess_risk(posterior @ source.betas, target))
     return torch.cat(risks)
 
 
-def likelihood_ratio(source, concept, supervisor, points=2**12):
-    """(drift, spread), (points, K) each: given x, the log-likelihood ratio of concept k to the
+def likelihood_ratio(source, concept, supervisor):
+    """(drift, spread), (4096, K) each: given x, the log-likelihood ratio of concept k to the
     target that one example adds is Gaussian, with mean drift and variance 2 * spread.
 
     With a = beta*' x, b = beta_k' x, w = beta_w' x it is [(y_w - a)^2 - (y_w - b)^2] / (2 sigma^2),
-    times temper. x runs over a Sobol net: the moments over the cube have no closed form.
+    times temper. x runs over 4096 points of a Sobol net, as the moments over the cube have no
+    closed form.
     """
-    net = torch.quasirandom.SobolEngine(source.betas.shape[1], scramble=True, seed=0)
-    x = 2 * net.draw(points, dtype=torch.float64) - 1
+    net = torch.quasirandom.SobolEngine(len(supervisor.beta), scramble=True, seed=0)
+    x = 2 * net.draw(2**12, dtype=torch.float64) - 1
     w = (x @ supervisor.beta)[:, None]
     b = x @ source.betas.T
     a = b[:, concept, None]
@@ -409,14 +403,11 @@ def chernoff(drift, spread, log_odds, n):
     and log E r^t is what is minimised. It is convex in t, so bisection of its slope finds the
     minimum; after 20 halvings t is off by 1e-6, and any t gives a valid bound.
     """
-    low = torch.zeros_like(log_odds)
-    high = torch.ones_like(log_odds)
-    for _ in range(20):
-        t = (low + high) / 2
+    t = torch.full_like(log_odds, 0.5)
+    for k in range(2, 21):
         tilted = (t * drift + t**2 * spread).softmax(0)
         slope = log_odds + n * (tilted * (drift + 2 * t * spread)).sum(0)
-        low = torch.where(slope < 0, t, low)
-        high = torch.where(slope < 0, high, t)
+        t += torch.where(slope < 0, 1, -1) / 2**k
     return t * log_odds + n * log_moment(t, drift, spread)
 
 
@@ -441,7 +432,7 @@ def refinement_bound(source, concept, supervisor, n_icl):
     return 2 / 3 * torch.stack(wrong).clamp(max=1), rho
 
 
-def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100):
+def refined_fit_bound(source, concept, supervisor, n_labels, n_icl):
     """The two terms of a bound on the refined estimator's risk (Thm 4.2; the constants are ours):
     (sigma^2 T / 3, 2 w (T + w) / 3), with T = E tr (x'x)^-1, about 3 d / n_labels, and w (...)
     of refinement_bound for the list n_icl. The second falls exponentially in n_icl.
@@ -451,15 +442,13 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl, designs=100)
     independent of each other and of the queries, E u adds |E u|^2, and u - E u, by the symmetry
     in naive_floor, E [sum_i |x_i|^2 x_i'(x'x)^-2 x_i] / d <= T times its variance.
     The contexts of refined_fit overlap: for them the bound is checked by simulation only.
-    T is the mean of simulated designs. ValueError below 2 d labels, where it is unreliable.
+    T is the mean of 100 simulated designs. ValueError below 2 d labels, where it is unreliable.
     """
-    d = source.betas.shape[1]
+    d = len(supervisor.beta)
     if n_labels < 2 * d:
         raise ValueError(f"n_labels must be at least 2 d = {2 * d}, not {n_labels}")
-    generator = torch.Generator().manual_seed(0)
-    x = draw_x(designs, n_labels, d, generator=generator)
-    eigenvalues = torch.linalg.eigvalsh(x.mT @ x)
-    T = (1 / eigenvalues).sum() / designs
+    x = draw_x(100, n_labels, d, generator=torch.Generator().manual_seed(0))
+    T = (1 / torch.linalg.eigvalsh(x.mT @ x)).sum() / 100
     bound, _ = refinement_bound(source, concept, supervisor, n_icl)
     return source.sigma**2 * T / 3, bound * (T + 1.5 * bound)  # bound is 2 w / 3
 
@@ -511,8 +500,9 @@ def finetune(
         epochs = max(2, math.ceil(20 / steps_per_epoch))
     steps, losses = epochs * steps_per_epoch, []
     generator = torch.Generator().manual_seed(seed)
-    linear = [m for m in lm.model.blk.modules() if isinstance(m, nn.Linear)]
-    layers = [LowRank(m, rank, generator) for m in linear]
+    layers = [
+        LowRank(m, rank, generator) for m in lm.model.blk.modules() if isinstance(m, nn.Linear)
+    ]
     factors = [p for layer in layers for p in (layer.a, layer.b)]
     optimizer = torch.optim.AdamW(factors, betas=(0.9, 0.99), weight_decay=0.0)
     batches = epochs_of_batches(rows, epochs, batch, random.Random(seed))
@@ -547,25 +537,24 @@ class LowRank:
 
     def __init__(self, layer, rank, generator):
         n_out, n_in = layer.weight.shape
-        device = layer.weight.device
         a = torch.empty(rank, n_in).uniform_(-1, 1, generator=generator) / n_in**0.5
-        self.a = a.to(device).requires_grad_()
-        self.b = torch.zeros(n_out, rank, device=device, requires_grad=True)  # B A x = 0 at first
+        self.a = a.to(layer.weight.device).requires_grad_()
+        self.b = self.a.new_zeros(n_out, rank, requires_grad=True)  # B A x = 0 at first
         self.layer = layer
         self.hook = layer.register_forward_hook(self.add)
 
     def add(self, layer, inputs, output):
         """The layer's output plus B A x."""
         (x,) = inputs
-        low = F.linear(x, self.a.to(x.dtype))  # (..., rank)
-        return output + F.linear(low, self.b.to(x.dtype))
+        low = x @ self.a.T.to(x.dtype)  # (..., rank)
+        return output + low @ self.b.T.to(x.dtype)
 
     @torch.no_grad()
     def merge(self):
         """Make W + B A the layer's weights: a new tensor, as copies of the model may share W."""
         self.hook.remove()
         w = self.layer.weight
-        w = (w.float() + self.b @ self.a).to(w.dtype)
+        w = (w.float() + self.b @ self.a).to(w)
         self.layer.weight = nn.Parameter(w, requires_grad=False)
 
 
@@ -629,13 +618,11 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     rng = random.Random(seed)
     pairs = pairs_that_fit(lm, zip(questions, weak_answers), n_icl)
     check_number(pairs, n_icl, "with a weak answer that fits in the context")
-    texts = [question_text(question) for question, _ in pairs]
     conversations = []
     for question in questions:
         asked = question_text(question)
-        others = [pair for pair, text in zip(pairs, texts) if text != asked]
-        examples = rng.sample(others, n_icl)
-        conversations.append(with_examples(question, examples))
+        others = [pair for pair in pairs if question_text(pair[0]) != asked]
+        conversations.append(with_examples(question, rng.sample(others, n_icl)))
     return whole_answers(lm, conversations, weak_answers, max_new_tokens)
 
 
@@ -852,7 +839,6 @@ def refine_by_agreement(
     A report goes to standard error. Raises W2SError for an empty weak answer, too few questions
     or good examples, a bad share to keep, or if no answer is good.
     """
-    questions, weak_answers = list(questions), list(weak_answers)
     check_pairs(questions, weak_answers, 1 if n_icl is None else n_icl)
     if not 0 < keep <= 1:
         raise W2SError(f"keep={keep} is not a share: it must be above 0 and at most 1")
@@ -869,13 +855,13 @@ def refine_by_agreement(
     # word in common is enough: of such answers the short ones are first, as in long ones a small
     # model loses the concept.
     rare = math.log(len(questions))  # the weight of a word that one question's answers alone have
-    agreed = agreement(questions, plain, weak_answers)
+    agreed = agreement(zip(questions, plain, weak_answers))
     ranks = [(min(a, rare), -len(weak)) for a, weak in zip(agreed, weak_answers)]
     pairs = []
     for i in sorted(order, key=ranks.__getitem__, reverse=True):
-        short = length_of(lm, weak_answers[i]) <= usual
-        if short and is_good(questions[i], weak_answers[i], concept):
-            pairs.append((asked[i], weak_answers[i]))
+        weak = weak_answers[i]
+        if length_of(lm, weak) <= usual and is_good(questions[i], weak, concept):
+            pairs.append((asked[i], weak))
     if n_icl is None:
         n_icl = max(1, min(8, count_questions(pairs) // 2))
     pairs = pairs_that_fit(lm, pairs, n_icl)
@@ -899,13 +885,12 @@ def best_of(questions, plain, drawn, concept):
 
     drawn: the first draw's answers to all questions, then the second's, and so on.
     """
-    draws = len(drawn) // len(questions)
-    agreed = agreement(questions * draws, plain * draws, drawn)
-    best, labels = [-1.0] * len(questions), [None] * len(questions)
-    for place, answer in enumerate(drawn):
-        i = place % len(questions)
-        if agreed[place] > best[i] and is_good(questions[i], answer, concept):
-            best[i], labels[i] = agreed[place], answer
+    agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), drawn))
+    labels = []
+    for i, question in enumerate(questions):
+        places = range(i, len(drawn), len(questions))
+        good = [k for k in places if is_good(question, drawn[k], concept)]
+        labels.append(drawn[max(good, key=agreed.__getitem__)] if good else None)
     return labels
 
 
@@ -985,19 +970,17 @@ def report_answers(questions, groups, concept):
     n, shares = len(questions), {}
     notice("answers            whole  no repetition  concept  agrees with plain")
     for name, answers in groups.items():
-        numbers = [i for i, answer in enumerate(answers) if answer is not None]
-        answers = [answers[i] for i in numbers]
-        asked = [questions[i % n] for i in numbers]
-        plain = [groups["plain"][i % n] for i in numbers]
-        flags = [
-            [is_whole(answer) for answer in answers],
-            [not repeats_itself(answer) for answer in answers],
-            list(map(concept.has, asked, answers)),
-            [agreed > 0 for agreed in agreement(asked, plain, answers)],
+        rows = [
+            (questions[i % n], groups["plain"][i % n], answer)
+            for i, answer in enumerate(answers) if answer is not None
         ]
-        shares[name] = np.sum(flags, 1) / max(1, len(answers))
+        flags = [
+            [is_whole(a), not repeats_itself(a), concept.has(q, a), agreed > 0]
+            for (q, _, a), agreed in zip(rows, agreement(rows))
+        ]
+        shares[name] = np.mean(flags or [[0] * 4], 0)
         columns = "{:11.2f}{:15.2f}{:9.2f}{:19.2f}".format(*shares[name])
-        notice(f"{name:<6}{len(answers):>7}{columns}")
+        notice(f"{name:<6}{len(rows):>7}{columns}")
     kept = [i for i in range(n) if groups["kept"][i] is not None]
     for i in kept[:2]:
         notice(f"\nweak: {groups['weak'][i][:200]}\nrefined: {groups['kept'][i][:200]}")
@@ -1015,15 +998,16 @@ def report_answers(questions, groups, concept):
         )
 
 
-def agreement(questions, plain_answers, answers):
-    """How much of each answer the plain answer says too: a list of n numbers >= 0, in nats.
+def agreement(rows):
+    """How much of each answer the plain answer says too: a list of n numbers >= 0, in nats, of n
+    rows (question, plain answer, answer).
 
     It is the sum of log(n / df) over the words that both have and the question has not, df
     being the number of the n questions of which either answer has the word (inverse document
     frequency): words that all answers share, such as the phrases of a persona, weigh nothing.
     """
     common, df = [], Counter()
-    for question, plain, answer in zip(questions, plain_answers, answers):
+    for question, plain, answer in rows:
         one, two = words(plain), words(answer)
         common.append((one & two) - words(question_text(question)))
         df.update(one | two)
@@ -1081,7 +1065,7 @@ def keep_agreed(questions, plain_answers, answers, keep=0.5):
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
     """
-    agreed = agreement(questions, plain_answers, [answer or "" for answer in answers])
+    agreed = agreement(zip(questions, plain_answers, [answer or "" for answer in answers]))
     there = [i for i, answer in enumerate(answers) if answer is not None]
     best = sorted(there, key=agreed.__getitem__, reverse=True)
     kept = set(best[: math.ceil(keep * len(answers))])
