@@ -40,7 +40,6 @@ import inspect
 import itertools
 import json
 import math
-import mmap
 import os
 import platform
 import random
@@ -563,7 +562,7 @@ def batch_loss(lm, rows, confidence):
     process, processes = rank_and_world_size()
     tokens = sum(len(answer) for _, answer in rows)
     mine = rows[process::processes] or rows[:1]
-    loss = lm.answer_loss(mine, confidence)[0].sum() / tokens
+    loss = lm.answer_loss(mine, confidence).sum() / tokens
     # A process without a row needs gradients for all_reduce, too: zeros, from another's row.
     return loss if process < len(rows) else 0 * loss
 
@@ -1120,7 +1119,9 @@ def read_content(file, path):
     for _ in range(n_keys):
         key, start = value(TEXT), file.tell()
         meta[key] = value(value(U32))
-        raw[key] = file[start : file.tell()]
+        end = file.tell()
+        file.seek(start)
+        raw[key] = file.read(end - start)
     if meta.get("split.count", 1) > 1:
         raise W2SError(
             f"is one of the {meta['split.count']} parts of a split file: merge them first "
@@ -1165,8 +1166,7 @@ def read_gguf(path):
     Raises OSError if the file cannot be read; W2SError, naming it, if it is not one, is damaged,
     is one part of a split model, or holds a tensor type that is not supported.
     """
-    with open(path, "rb") as f, explained(path, "is damaged or cut short: get the file again"):
-        file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    with open(path, "rb") as file, explained(path, "is damaged or cut short: get the file again"):
         if file.read(4) != b"GGUF":
             raise W2SError("is not a GGUF file (it does not begin with the letters GGUF)")
         return read_content(file, path)
@@ -1203,13 +1203,12 @@ def replacing(path):
 
     A link stays, its target is replaced. Raises W2SError if `check_out` does.
     """
-    check_out(path)
-    path = Path(os.path.realpath(path))
-    part = path.with_name(path.name + ".part")
+    path = check_out(path)
+    part = Path(f"{path}.part")
     try:
-        with part.open("wb") as file:
+        with open(part, "wb") as file:
             yield file
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -1222,15 +1221,15 @@ def dequantize(number, shape, raw):
     first 16 weights of the block. Other types are the optional gguf package's.
     """
     if number in FLOATS:
-        return torch.from_numpy(raw.copy()).view(FLOATS[number]).float().reshape(shape)
+        return torch.tensor(raw).view(FLOATS[number]).float().reshape(shape)
     if number not in BLOCKS:
         import gguf  # `block_sizes` has said so if it is missing
 
-        rows = raw.reshape(math.prod(shape[:-1]), -1)
+        rows = raw.reshape(*shape[:-1], -1)
         with explained(f"tensor type number {number}", "is not supported by the gguf package"):
             weights = gguf.dequantize(rows, gguf.GGMLQuantizationType(number))
-        return torch.from_numpy(weights).float().reshape(shape)
-    blocks = torch.from_numpy(raw.copy()).view(-1, BLOCKS[number])
+        return torch.from_numpy(weights).float()
+    blocks = torch.tensor(raw).view(-1, BLOCKS[number])
     d, m = blocks[:, :4].view(torch.float16).float().split(1, 1)  # (blocks, 1)
     pairs = blocks[:, -16:]
     q = torch.cat([pairs & 15, pairs >> 4], 1).float()  # (blocks, 32)
@@ -1332,11 +1331,9 @@ def compile_template(text):
     with explained("conversations need the jinja2 package", "pip install jinja2"):
         from jinja2.sandbox import ImmutableSandboxedEnvironment  # torch needs it, too
 
-    environment = ImmutableSandboxedEnvironment(
+    return ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(text)
+    ).from_string(text)
 
 
 def refuse(reason):
@@ -1362,26 +1359,24 @@ class Tokenizer:
     """
 
     def __init__(self, meta, path="the model file", plain=False):
-        self.path = path
         kind, pre = meta.get("tokenizer.ggml.model"), str(meta.get("tokenizer.ggml.pre"))
         self.patterns, self.word_ids = pre_tokenizer(pre), lru_cache(None)(self.word_ids)
         self.llama3 = pre == "llama-bpe"  # whole words need no merge; BOS unless the file says no
-        if kind != "gpt2" or not self.patterns:
-            raise W2SError(
-                f"{path}: tokenizer {kind}/{pre} is not supported; supported is byte-level BPE "
-                "(gpt2) with pre-tokenizer smollm, gpt-2, llama-bpe or qwen2"
-            )
-        with explained(path, "the tokenizer is damaged or incomplete"):
-            self.read_vocabulary(meta)
         self.template = PLAIN_FORM if plain else meta.get("tokenizer.chat_template", PLAIN_FORM)
-        self.read_template()
+        with explained(path, "the tokenizer is damaged or incomplete"):
+            if kind != "gpt2" or not self.patterns:
+                raise W2SError(
+                    f"tokenizer {kind}/{pre} is not supported; supported is byte-level BPE "
+                    "(gpt2) with pre-tokenizer smollm, gpt-2, llama-bpe or qwen2"
+                )
+            self.read_vocabulary(meta)
+            self.read_template()
 
     def read_vocabulary(self, meta):
         """Read tokens, merges, and which tokens are not bytes."""
         # GPT-2's letters: printable bytes stand for themselves, the others for 256, 257, ...
         others = [*range(33), *range(127, 161), 173]
-        self.letter = [chr(256 + others.index(b) if b in others else b) for b in range(256)]
-        byte = {letter: b for b, letter in enumerate(self.letter)}
+        self.letter = "".join(chr(256 + others.index(b) if b in others else b) for b in range(256))
         self.tokens = meta["tokenizer.ggml.tokens"]
         self.id = {text: i for i, text in enumerate(self.tokens)}
         merges = enumerate(meta["tokenizer.ggml.merges"])
@@ -1400,10 +1395,9 @@ class Tokenizer:
         self.split_control = splitter(self.special)
         self.split_all = splitter([*self.special, *user_defined])
         self.bytes = [  # of each token
-            bytes(map(byte.get, text)) if kinds[text] == NORMAL else text.encode()
+            bytes(map(self.letter.index, text)) if kinds[text] == NORMAL else text.encode()
             for text in self.tokens
         ]
-        self.end_tokens = {self.special[text] for text in END_TOKENS & self.special.keys()}
         add_bos = meta.get("tokenizer.ggml.add_bos_token", self.llama3)
         self.bos = [bos] if add_bos else []  # for the plain form: a file's template writes it
 
@@ -1421,18 +1415,20 @@ class Tokenizer:
         ends = [i for i in self.encode(after) if self.tokens[i] in self.special]
         if not self.plain and not ends:
             raise W2SError(
-                f"{self.path}: its chat template ends no answer with a control token of its "
-                "tokenizer: use --plain"
+                "its chat template ends no answer with a control token of its tokenizer: use "
+                "--plain"
             )
+        self.end_tokens = {self.special[text] for text in END_TOKENS & self.special.keys()}
         self.end_tokens |= {self.eos, *ends[:1]}
         self.eos = (ends or [self.eos])[0]
 
     def render(self, messages):
         """The text of a conversation; W2SError if the template does not take it."""
-        with explained(self.path, "the chat template cannot be followed: use --plain"):
+        with explained("the chat template cannot be followed", "use --plain"):
             text = compile_template(self.template).render(
                 messages=messages, add_generation_prompt=messages[-1]["role"] == "user",
                 bos_token=self.bos_text, eos_token=self.eos_text, tools=None,
+                raise_exception=refuse,
             )
             for m in messages:
                 if m["content"].strip() not in text:
@@ -1488,11 +1484,11 @@ class Tokenizer:
         """
         messages = [{**m, "content": self.guarded(m["content"])} for m in messages]
         text = self.render(messages) + self.header
-        last = text.rindex(messages[-1]["content"].strip())
-        starts = [found.start() for found in self.turn_start.finditer(text, 0, last)]
-        start = max(starts, default=0)
+        last = text.rindex(last_message(messages).strip())
+        parts = self.turn_start.split(text[:last])  # every second one begins a turn
+        context = "".join(parts[:-2])
         bos = self.bos if self.plain else []
-        return bos + self.encode(text[:start]), self.encode(text[start:])
+        return bos + self.encode(context), self.encode(text.removeprefix(context))
 
     def answer_text(self, ids, cut=False):
         """The text of a generated answer, without control tokens or an incomplete last character;
@@ -1634,8 +1630,8 @@ class Llama(nn.Module):
         new = slot[used : used + T, None]  # (T, 1)
         # No token sees a later one or padding; padding sees itself, so that no row is empty.
         mask = (slot <= new) & real[:, None] | (slot == new)  # (B or 1, T, S)
-        if context is not None:
-            positions = positions + context[0][0].shape[2]
+        if context:
+            positions += context[0].shape[3]
         x = self.token_embd(ids)  # (B, T, D)
         rope = rotary_angles(self.config, positions)
         mask = torch.where(mask, 0.0, -math.inf).to(x.dtype)  # to be added to the scores
@@ -1780,14 +1776,11 @@ class LM:
 
         It shares the weights until they change: fine-tuning makes new tensors.
         """
-        c = self.model.config
-        kept = range(c.layers) if layers is None else layers
-        if not kept or min(kept) < 0 or max(kept) >= c.layers:
-            raise ValueError(f"layers must be a non-empty list of 0..{c.layers - 1}, not {layers}")
         shared = {id(p): p for p in self.model.parameters()}
         model = copy.deepcopy(self.model, shared)  # modules are copied, tensors are not
-        model.blk = nn.ModuleList(model.blk[i] for i in kept)
-        model.config = replace(c, layers=len(kept))
+        if layers is not None:
+            model.blk = nn.ModuleList(model.blk[i] for i in layers)
+            model.config = replace(model.config, layers=len(layers))
         return LM(model, self.tokenizer, self.file)
 
     def save(self, path):
@@ -1882,18 +1875,17 @@ class LM:
         going = answers  # those that have not ended
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            new = without_repeats(model.head(h), going).argmax(-1).tolist()
+            new = without_repeats(model.head(h), going).argmax(-1)  # (B,)
             ends = self.tokenizer.end_tokens
-            stay = [row for row, token in enumerate(new) if token not in ends]
+            stay = [row for row, token in enumerate(new.tolist()) if token not in ends]
             if not stay:
                 break
             if len(stay) < len(going):  # the others leave the batch
                 for i, kv in enumerate(cache):
                     cache[i] = kv[:, stay]
-            going, new = [going[row] for row in stay], [new[row] for row in stay]
-            for answer, token in zip(going, new):
-                answer.append(token)
-            ids = torch.tensor(new, device=self.device)[:, None]
+            going, ids = [going[row] for row in stay], new[stay, None]
+            for answer, token in zip(going, ids.tolist()):  # token is a list of one
+                answer += token
             valid = F.pad(valid[stay], (0, 1), value=True)
         return answers
 
@@ -1907,7 +1899,7 @@ class LM:
         return list(zip(self.prompts(conversations, map(len, ids)), ids))
 
     def answer_loss(self, rows, confidence=0.0):
-        """-log p of every answer token, (N,), and the number of its row, (N,).
+        """-log p of every answer token, (N,), row after row.
 
         rows: from `answer_rows`. A context that all rows have, such as a system message, goes
         through the model once, and the output layer sees answer positions only.
@@ -1920,7 +1912,7 @@ class LM:
         context = self.model.read(shared)
         ids, places = [], []
         for b, ((_, turn), answer) in enumerate(rows):
-            places += [(b, column) for column in range(len(turn), len(turn) + len(answer))]
+            places += [(b, len(turn) + n) for n in range(len(answer))]
             ids.append(torch.tensor(turn + answer))
         # (B, T), padded on the right, where no token sees it
         ids = nn.utils.rnn.pad_sequence(ids, True).to(self.device)
@@ -1931,17 +1923,7 @@ class LM:
         if confidence:
             own = F.cross_entropy(logits, logits.argmax(-1), reduction="none")
             losses = (1 - confidence) * losses + confidence * own
-        return losses, row
-
-    @torch.inference_mode()
-    def logprob(self, conversations, answers):
-        """log p(answer | conversation) in nats, (n,) fp32: its tokens and the end token."""
-        rows = self.answer_rows(conversations, answers)
-        out = torch.zeros(len(rows))
-        for part, _ in one_context_batches([prompt for prompt, _ in rows], 32):
-            loss, row = self.answer_loss([rows[i] for i in part])
-            out.index_add_(0, torch.tensor(part)[row.cpu()], -loss.cpu())
-        return out
+        return losses
 
 
 # A small model repeats itself until it is cut. So no answer, whatever the method, may have a run of
@@ -1954,17 +1936,15 @@ def without_repeats(logits, answers):
     MOST_OFTEN allows, answers being the ids so far, a list per row."""
     for row, answer in enumerate(answers):
         for length, most in MOST_OFTEN.items():
-            begun, followed_by = answer[1 - length :], Counter()
-            for end in range(length - 1, len(answer)):
-                if answer[end + 1 - length : end] == begun:
-                    followed_by[answer[end]] += 1
-            for token, times in followed_by.items():
-                if times >= most:
+            begun, ends = answer[1 - length :], range(length - 1, len(answer))
+            after = [answer[end] for end in ends if answer[end + 1 - length : end] == begun]
+            for token in after:
+                if after.count(token) >= most:
                     logits[row, token] = -math.inf
     return logits
 
 
-def one_context_batches(prompts, batch, max_tokens=8192):
+def one_context_batches(prompts, batch, max_tokens):
     """Batches (row numbers, prompts) of prompts (context, turn), each with one context.
 
     A context that only one row has becomes a part of its turn. Rows go by context, then length.
@@ -2005,14 +1985,15 @@ def rank_and_world_size():
     They share the batches of `generate` and add up the gradients of `finetune`. The first call
     joins the group and picks this process's GPU.
     """
-    if dist.is_torchelastic_launched() and not dist.is_initialized():
-        local_rank = int(os.environ["LOCAL_RANK"])
+    if not dist.is_torchelastic_launched():
+        return 0, 1
+    if not dist.is_initialized():
+        local_rank = dist.get_node_local_rank()
         if local_rank < torch.cuda.device_count():
             torch.cuda.set_device(local_rank)
-        gpu = torch.cuda.is_available()
         with explained("torchrun", "its processes cannot find each other"):
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
 
 
 def gathered(value):
@@ -2119,6 +2100,7 @@ def check_out(path, size=0):
         raise W2SError(f"{path}: its folder does not exist or cannot be written to: make it first")
     if shutil.disk_usage(folder).free < size:
         raise W2SError(f"{path}: needs {size // 2**20} MiB: free some space")
+    return path
 
 
 def digest(value):
@@ -2138,35 +2120,26 @@ def versions():
 class Resumable:
     """lm with its answers kept in a file, so that a killed run does not ask for them again.
 
-    Questions go in chunks, each a line {digest of model, question and max_new_tokens: answer}.
+    The file is JSON, {digest of model, question and max_new_tokens: answer}. W2SError for another.
     """
 
     def __init__(self, lm, path):
-        self.lm, self.path = lm, Path(path)
+        self.lm, self.path = lm, path
         self.length, self.context_length = lm.length, lm.context_length
         self.model = lm.fingerprint()  # another model's answers are not this one's
-        self.known = {}
-        self.path.touch()
-        for line in self.path.read_bytes().splitlines():
-            try:
-                self.known |= json.loads(line)
-            except (ValueError, TypeError):  # written when the process was killed
-                pass
+        with explained(path, "is not the file of an interrupted run: delete it"):
+            self.known = dict(json.loads(path.read_text("utf-8") if path.exists() else "{}"))
         gathered(None)  # all have read it: the first process that is done deletes the file
 
     def generate(self, conversations, max_new_tokens):
         """As `LM.generate`; conversations with the same context are asked together."""
-        conversations = [as_conversation(c) for c in conversations]
         keys = [digest([self.model, c, max_new_tokens]) for c in conversations]
         missing = [(c, key) for c, key in zip(conversations, keys) if key not in self.known]
         missing.sort(key=json.dumps)
         for chunk in progress(chunks(missing, 80), "answers"):  # so many at most are lost
             part, part_keys = zip(*chunk)
-            new = dict(zip(part_keys, self.lm.generate(part, max_new_tokens)))
-            self.known |= new
-            if is_first_process():
-                with self.path.open("a") as f:
-                    f.write("\n" + json.dumps(new))
+            self.known |= zip(part_keys, self.lm.generate(part, max_new_tokens))
+            write_file(self.path, json.dumps(self.known))
         return [self.known[key] for key in keys]
 
 
@@ -2236,8 +2209,8 @@ def parse_arguments(argv):
         option("--out", default="-", help=out)
         return option
 
-    about = "the model's own answers, after weak examples"
-    option = command("refine", about, "JSONL of refined answers")
+    option = command("refine", "the model's own answers, after weak examples",
+                     "JSONL of refined answers")
     option("--data", default="-", help="JSONL of weak answers")
     option("--method", choices=REFINERS, default="agreement",
            help="agreement (ours, the default), icl (Algorithm 1 of the paper), "
@@ -2249,8 +2222,8 @@ def parse_arguments(argv):
     option("--max-new-tokens", type=positive, help="most tokens of an answer (default: about 1.25 "
            "times the third quartile of the weak answers)")
 
-    about = "a model that answers like this without examples"
-    option = command("finetune", about, "GGUF file to write")
+    option = command("finetune", "a model that answers like this without examples",
+                     "GGUF file to write")
     option("--data", default="-", help="JSONL of answers to learn")
     option("--epochs", type=positive, help="default: 2, or more if needed for 20 steps")
     option("--lr", type=nonnegative, default=1e-3, help="learning rate (1e-3)")
@@ -2268,10 +2241,9 @@ def main(argv=None):
     args = parse_arguments(argv)
     if args.out != "-":
         check_out(args.out)
-        data = getattr(args, "data", "-")
         written = args.out + (".answers" if args.command == "refine" else "")
-        if data != "-" and os.path.realpath(data) == os.path.realpath(written):
-            raise W2SError(f"--out {args.out}: would overwrite {data}: choose another name")
+        if "data" in args and os.path.realpath(args.data) == os.path.realpath(written):
+            raise W2SError(f"--out {args.out}: would overwrite {args.data}: choose another name")
     elif args.command == "finetune":
         raise W2SError("--out FILE is missing: a model cannot go to standard output")
     {"refine": run_refine, "finetune": run_finetune, "generate": run_generate}[args.command](args)
@@ -2279,16 +2251,15 @@ def main(argv=None):
 
 def run_refine(args):
     """Weak labels in, refined labels out; answers already computed survive an interruption."""
-    refiner, options = REFINERS[args.method], {"max_new_tokens": args.max_new_tokens}
-    for name in ("n_icl", "keep", "seed"):
+    refiner, options = REFINERS[args.method], {}
+    for name in ("n_icl", "keep", "seed", "max_new_tokens"):
         value = getattr(args, name)
         if value is not None:
             options[name] = value
             if name not in inspect.signature(refiner).parameters:
-                option = name.replace("_", "-")
-                raise W2SError(f"--method {args.method} does not take --{option}: leave it out")
-    lm, rows = load_model_and_data(args)
-    questions, answers, originals = zip(*rows)
+                option = f"--{name.replace('_', '-')}"
+                raise W2SError(f"--method {args.method} does not take {option}: leave it out")
+    lm, questions, answers, originals = load_model_and_data(args)
     begin = time.perf_counter()
     side_file = Path(args.out + ".answers")
     if args.out != "-":
@@ -2300,14 +2271,15 @@ def run_refine(args):
     write_file(args.out, "".join(chat_line(*row) for row in kept))
     if args.out != "-":
         side_file.unlink(missing_ok=True)  # another process may have done it
-    lost, seconds = refined.count(None), time.perf_counter() - begin
-    notice(f"{len(kept)} of {len(refined)} lines written, {lost} not kept; {seconds:.0f} s")
+    notice(
+        f"{len(kept)} of {len(refined)} lines written, {refined.count(None)} not kept; "
+        f"{time.perf_counter() - begin:.0f} s"
+    )
 
 
 def run_finetune(args):
     """Labels in, a fine-tuned model out."""
-    lm, rows = load_model_and_data(args)
-    questions, answers, _ = zip(*rows)
+    lm, questions, answers, _ = load_model_and_data(args)
     check_out(args.out, 2 * sum(p.numel() for p in lm.model.parameters()))
     finetune(lm, questions, answers, args.rank, args.lr, args.epochs, args.seed)
     lm.save(args.out)
@@ -2325,39 +2297,39 @@ def run_generate(args):
 
 
 def load_model_and_data(args):
-    """(model, rows of parse_chat); W2SError, naming the line, for a row that does not fit."""
+    """(model, questions, answers, rows); W2SError, naming the line, for a row that does not fit."""
     lm = load(args.model, args.device, plain=args.plain)
-    return lm, read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE)
+    return lm, *zip(*read_jsonl(args.data, partial(parse_chat, lm=lm), CHAT_LINE))
 
 
 def run(command):
     """The exit code of a program's main function: 0; 2 after a user's mistake, which is printed as
     one line; 130 after Ctrl-C."""
-    for name in ("stdout", "stderr"):  # None if it is closed
-        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))
+    null = open(os.devnull, "w")
+    sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null  # None if it is closed
     sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
+    code = 2
     try:
         if not is_first_process():
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = null
         command()
         sys.stdout.flush()
         return 0
     except (W2SError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        text = f"error: {e}"
         if getattr(e, "filename", "") is None:  # standard output cannot be written to
             sys.stdout = None  # or Python would try once more at its exit
     except (MemoryError, RuntimeError) as e:
         reason = (str(e) or "out of memory").splitlines()[0]
-        of_memory = isinstance(e, (MemoryError, torch.OutOfMemoryError))
-        if not of_memory and "allocate memory" not in reason:
+        if not re.search("out of memory|allocate", reason):
             raise
         remedy = "lower --rank or --max-new-tokens, or leave the GPU with --device cpu"
-        print(f"error: {reason}: {remedy}", file=sys.stderr)
+        text = f"error: {reason}: {remedy}"
     except KeyboardInterrupt:
         text = "interrupted: the same command resumes an experiment, or a refine with --out FILE"
-        print(text, file=sys.stderr)
-        return 130
-    return 2
+        code = 130
+    print(text, file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
