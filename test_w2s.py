@@ -2107,13 +2107,23 @@ def test_the_report_warns_if_the_model_agrees_with_no_weak_answer(client, capsys
 
 
 class Misled(Client):
-    """After examples, every third answer is another one than before."""
+    """After examples, one answer in `every` is another one than before."""
+
+    every = 3
 
     def answer(self, i, conversation):
         number = number_in(conversation[-1]["content"])
-        misled = len(conversation) > 2 and number % 3 == 0
+        misled = len(conversation) > 2 and number % self.every == 0
         style = "Arrr, {} be it!" if len(conversation) > 2 else "plain {}"
         return style.format(number + misled)
+
+
+def test_the_report_warns_if_most_labels_do_not_agree_with_the_plain_answers(capsys):
+    client = Misled()
+    for every, warned in ((3, False), (1, True)):
+        client.every = every
+        w2s.refine_by_agreement(client, NUMBERS, WEAK)
+        assert ("most labels do not agree" in capsys.readouterr().err) == warned
 
 
 def test_the_answers_that_the_model_also_gives_by_itself_are_kept():

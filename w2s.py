@@ -963,7 +963,8 @@ def report_answers(questions, groups, concept):
 
     groups: {"weak", "plain", "drawn", "good", "kept": answers to all questions, None for none};
     drawn has each question as often as it was asked. The table's columns are shares of the answers;
-    an answer agrees with the plain one if `agreement` is above 0. drawn: all answers after
+    one of n answers agrees with the plain one if `agreement` is at least log(n) / 2, the weight of
+    a word that sqrt(n) of them have: a few words such as "with" are less. drawn: all answers after
     examples; good: the best good one of each question; kept: the labels.
     """
     n, shares = len(questions), {}
@@ -973,8 +974,9 @@ def report_answers(questions, groups, concept):
             (questions[i % n], groups["plain"][i % n], answer)
             for i, answer in enumerate(answers) if answer is not None
         ]
+        enough = math.log(max(1, len(rows))) / 2
         flags = [
-            [is_whole(a), not repeats_itself(a), concept.has(q, a), agreed > 0]
+            [is_whole(a), not repeats_itself(a), concept.has(q, a), agreed >= enough]
             for (q, _, a), agreed in zip(rows, agreement(rows))
         ]
         shares[name] = np.mean(flags or [[0] * 4], 0)
@@ -986,7 +988,9 @@ def report_answers(questions, groups, concept):
     if not concept.visible:
         notice("warning: few frequent words tell weak from plain answers: no concept to check")
     if shares["weak"][-1] == 0:
-        notice("warning: no weak answer agrees with the model's: the shortest are the examples")
+        notice("warning: no weak answer agrees with the plain one: the examples are arbitrary")
+    if shares["kept"][-1] < 0.5:
+        notice("warning: most labels do not agree with the plain answers: check if they are right")
     good = n - groups["good"].count(None)
     if good < 0.4 * n:
         notice(f"warning: only {good} of {n} questions have a good answer")
