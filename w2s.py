@@ -1879,17 +1879,18 @@ class LM:
         going = answers  # those that have not ended
         for _ in range(max_new_tokens):
             h = model.hidden(ids, valid, context, cache)[:, -1]  # (B, D)
-            new = without_repeats(model.head(h), going).argmax(-1)  # (B,)
+            new = without_repeats(model.head(h), going).argmax(-1).tolist()
             ends = self.tokenizer.end_tokens
-            stay = [row for row, token in enumerate(new.tolist()) if token not in ends]
+            stay = [row for row, token in enumerate(new) if token not in ends]
             if not stay:
                 break
             if len(stay) < len(going):  # the others leave the batch
                 for i, kv in enumerate(cache):
                     cache[i] = kv[:, stay]
-            going, ids = [going[row] for row in stay], new[stay, None]
-            for answer, token in zip(going, ids.tolist()):  # token is a list of one
-                answer += token
+            going, new = [going[row] for row in stay], [new[row] for row in stay]
+            for answer, token in zip(going, new):
+                answer.append(token)
+            ids = torch.tensor(new, device=self.device)[:, None]
             valid = F.pad(valid[stay], (0, 1), value=True)
         return answers
 
@@ -1928,6 +1929,12 @@ class LM:
             own = F.cross_entropy(logits, logits.argmax(-1), reduction="none")
             losses = (1 - confidence) * losses + confidence * own
         return losses
+
+    @torch.inference_mode()
+    def logprob(self, conversations, answers):
+        """log p(answer | conversation) in nats, (n,): its tokens and the end token."""
+        rows = self.answer_rows(conversations, answers)
+        return torch.stack([-self.answer_loss([row]).sum() for row in rows]).cpu()
 
 
 # A small model repeats itself until it is cut. So no answer, whatever the method, may have a run of
