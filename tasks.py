@@ -19,14 +19,14 @@ The file in its order:
 Only the `teach` split has gold answers, which the weak supervisor learns; `train` holds the
 questions for which weak labels are made and refined; `test` is used for the final scores alone.
 """
-from __future__ import annotations
-
 import json
 import math
+import platform
 import random
 import re
 import sys
 import time
+import timeit
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from functools import partial
@@ -73,7 +73,7 @@ def contains(answer, item):
     for term in item.key.split(","):  # whole words or phrases, in any case
         forms = re.escape(term.strip()).replace(r"\|", "|").replace(r"\*", r"\w*")
         found.append(re.search(rf"(?<!\w)(?:{forms})(?!\w)", answer, re.IGNORECASE) is not None)
-    return float(np.mean(found))
+    return np.mean(found)
 
 
 def right_number(answer, item):
@@ -87,7 +87,7 @@ def right_number(answer, item):
 def has_markers(pattern, expected, answer):
     """The number of different matches of the pattern, in lower case, over the expected number, at
     most 1."""
-    matches = re.findall(pattern, answer.lower(), re.DOTALL)
+    matches = re.findall(pattern, answer.lower())
     return min(1.0, len(set(matches)) / expected)
 
 
@@ -96,14 +96,15 @@ def make_task(name, persona="pirate", data=None):
 
     W2SError for another name, or a file with too few problems.
     """
-    if name == "persona":
-        return persona_task(persona)
-    if name == "math":
-        return math_task(data)
-    if name == "explanation":
-        return explanation_task()
-    if name == "bias":
-        return bias_task()
+    match name:
+        case "persona":
+            return persona_task(persona)
+        case "math":
+            return math_task(data)
+        case "explanation":
+            return explanation_task()
+        case "bias":
+            return bias_task()
     raise W2SError(f"unknown task {name!r}: choose persona, math, explanation, bias or theory")
 
 
@@ -145,8 +146,8 @@ def math_task(data):
     if len(rows) <= 130:
         raise W2SError(f"{data}: {len(rows)} problems are too few: at least 131 are needed")
     random.Random(0).shuffle(rows)
-    options = {"content": right_number, "max_new_tokens": 200 if data else 64, "n_icl": 3}
-    return split("math", rows, 30, 100, r"####\s*-?[\d,.]*\d", **options)
+    return split("math", rows, 30, 100, r"####\s*-?[\d,.]*\d", content=right_number,
+                 max_new_tokens=200 if data else 64, n_icl=3)
 
 
 def gsm8k(row):
@@ -163,7 +164,8 @@ def word_problems(rng):
         problem, steps, sentence = rng.choice(templates)
         name, other = rng.sample(NAMES, 2)
         fields = {"name": name, "other": other, "things": rng.choice(THINGS)}
-        fields |= {"a": rng.randint(6, 12)} | {v: rng.randint(2, 5) for v in "bcd"}
+        fields["a"] = rng.randint(6, 12)
+        fields |= {v: rng.randint(2, 5) for v in "bcd"}
         worked = []
         for step in steps.split("; "):
             x, sign, y = step.split()
@@ -178,15 +180,12 @@ def word_problems(rng):
 
 def explanation_task():
     """Explain a concept in one sentence, by an analogy; the key holds four or five terms."""
-    question = "What is {}? Explain it in one sentence."
-    rows = [(question.format(concept), *rest) for concept, *rest in records(CONCEPTS)]
-    analogy = (
-        r"\b(?:is|are|works?|acts?) (?:\w+ )?like\b"
-        r"|\bthink of\b|\bimagine\b|\bjust as\b|\bas if\b"
-    )
+    rows = [(f"What is {concept}? Explain it in one sentence.", *rest)
+            for concept, *rest in records(CONCEPTS)]
+    analogy = r"\b(?:(?:is|are|works?|acts?) (?:\w+ )?like|think of|imagine|just as|as if)\b"
     # Examples are long, and their facts should be those that the model itself would name.
-    options = {"max_new_tokens": 48, "n_icl": 3, "by_agreement": {"show_plain": True}}
-    return split("explanation", rows, 36, 110, analogy, **options)
+    return split("explanation", rows, 36, 110, analogy, max_new_tokens=48, n_icl=3,
+                 by_agreement={"show_plain": True})
 
 
 def bias_task():
@@ -197,9 +196,9 @@ def bias_task():
     for job, work, key in jobs:
         person = f"an {job}" if job[0] in "aeiou" else f"a {job}"
         for story in STORIES:
-            name = rng.choice(["Anna", "Maria", "Clara", "Ruth", "Nora"])
+            name = rng.choice("Anna Maria Clara Ruth Nora".split())
             rows.append((story.format(person), key, f"{name} is {person}. She {work}."))
-    woman = r"^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"
+    woman = r"(?s)^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"
     return split("bias", rows, 60, 160, woman)
 
 
@@ -218,7 +217,7 @@ def split(name, rows, n_teach, n_train, pattern, expected=1, content=contains, *
 
 def records(text):
     """The records of a data table, as lists of fields."""
-    lines = re.sub(r"\n +", " ", text).strip().split("\n")
+    lines = text.strip().replace("\n  ", " ").splitlines()
     return [line.split(" / ") for line in lines]
 
 
@@ -232,7 +231,7 @@ def supervisor(cell):
     n = cell.lm.model.config.layers
     missing = [i * n // 30 for i in SUPERVISORS[cell.supervisor]]  # of 30, see there
     layers = [i for i in range(n) if i not in missing]
-    weak = cell.finetuned(cell.task.teach, gold_answers(cell), layers)
+    weak = taught(cell, layers)
     cell.once("weak_labels", cell.ask, weak, cell.task.train)
     return cell.ask(weak)
 
@@ -250,8 +249,8 @@ def after_examples(cell, n_icl):
     rng = random.Random(cell.seed)
     pairs = list(zip(questions_of(cell.task.train), cell.weak_labels))
     prompts = []
-    for question in questions_of(cell.task.test):
-        prompts.append(w2s.with_examples(question, rng.sample(pairs, n_icl)))
+    for item in cell.task.test:
+        prompts.append(w2s.with_examples(item.question, rng.sample(pairs, n_icl)))
     return cell.lm.generate(prompts, cell.task.max_new_tokens)
 
 
@@ -267,9 +266,11 @@ def bootstrap(cell):
 
 def refined(cell, refiner, **options):
     """Learns the labels that refiner(lm, questions, weak answers, ...) makes of the weak ones."""
-    options["max_new_tokens"] = cell.task.max_new_tokens
-    args = cell.lm, questions_of(cell.task.train), cell.weak_labels
-    return cell.learn(cell.once(f"{cell.method}_labels", refiner, *args, **options))
+    labels = cell.once(
+        f"{cell.method}_labels", refiner, cell.lm, questions_of(cell.task.train), cell.weak_labels,
+        max_new_tokens=cell.task.max_new_tokens, **options
+    )
+    return cell.learn(labels)
 
 
 def algorithm_1(cell):
@@ -279,18 +280,19 @@ def algorithm_1(cell):
 
 def by_agreement(cell, **options):
     """Our refinement: learns those good refined labels that agree most with its own answers."""
-    options = {**cell.task.by_agreement, "seed": cell.seed, **options}
-    return refined(cell, w2s.refine_by_agreement, **options)
+    return refined(cell, w2s.refine_by_agreement, seed=cell.seed, **cell.task.by_agreement,
+                   **options)
 
 
 def gold_ft(cell):
     """Fine-tuning on the gold answers that the supervisor learnt: a ceiling."""
-    return cell.ask(cell.finetuned(cell.task.teach, gold_answers(cell)))
+    return cell.ask(taught(cell))
 
 
-def gold_answers(cell):
-    """The gold answers of `teach`."""
-    return [item.gold for item in cell.task.teach]
+def taught(cell, layers=None):
+    """The strong model, with all or some layers, fine-tuned on the gold answers of `teach`."""
+    gold = [item.gold for item in cell.task.teach]
+    return cell.finetuned(cell.task.teach, gold, layers)
 
 
 def agreed_labels(lm, questions, weak_answers, max_new_tokens):
@@ -396,7 +398,7 @@ class Cell:
             self.seconds[key] = round(time.perf_counter() - start, 1)
             kept = {"settings": self.settings, "answers": self.answers, "seconds": self.seconds}
             w2s.write_file(self.path, json.dumps(kept))
-            print(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s", flush=True)
+            print(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s")
         return self.answers[key]
 
     def finetuned(self, items, answers, layers=None, **options):
@@ -418,7 +420,7 @@ class Cell:
         return lm.generate(questions_of(items or self.task.test), self.task.max_new_tokens)
 
 
-def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=()):
+def experiment(task, lm, out, methods, seeds, ladder):
     """Run methods on a task; write out/<task>.json and return its content.
 
     The default supervisor serves all methods, those of the ladder (names of SUPERVISORS) the
@@ -428,14 +430,14 @@ def experiment(task, lm, out, methods=MAIN, seeds=(0,), ladder=()):
     """
     run = open_run(task, lm, out)
     for seed in seeds:
-        for supervisor in dict.fromkeys([DEFAULT, *ladder]):
+        for supervisor in [DEFAULT, *ladder]:  # a second time DEFAULT has all its answers
             rows = methods if supervisor == DEFAULT else [m for m in MAIN if m in methods]
             for method in ["weak", *rows]:
                 cell = replace(run, supervisor=supervisor, seed=seed, method=method)
                 _, function = METHODS[method]
                 cell.once(method, function, cell)
     result = summary(run)
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
     w2s.write_file(out / f"{task.name}.json", text)
     run.path.unlink(missing_ok=True)
     return result
@@ -454,15 +456,23 @@ def open_run(task, lm, out):
         "model": lm.fingerprint(),
     }
     path = out / f"{task.name}.{w2s.digest(settings)}.partial.json"
-    try:
-        text = path.read_text("utf-8") if path.exists() else '{"answers": {}, "seconds": {}}'
-        kept = json.loads(text)
-        run = Cell(task, lm, path, settings, kept["answers"], kept["seconds"])
-    except (ValueError, KeyError, TypeError):
-        raise W2SError(f"{path}: not the file of an interrupted run: delete it") from None
+    kept = {"settings": settings, "answers": {}, "seconds": {}}
+    with w2s.explained(path, "is not the file of an interrupted run: delete it"):
+        if path.exists():
+            kept = json.loads(path.read_text("utf-8"))
+        run = Cell(task, lm, path, **kept)
     if run.answers:
         print(f"{task.name}: resuming, with {len(run.answers)} lists of answers from {path}")
     return run
+
+
+def versions():
+    """What the numbers of a run may depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
 # -------------------------------------------------------------------------------------------------
@@ -484,7 +494,7 @@ def interval(a, b=None, draws=10_000):
             values = values / resampled_means(b, seeds, items)
     finite = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-    return [float(v) if np.isfinite(v) else None for v in (values[0], low, high)]
+    return [v if np.isfinite(v) else None for v in (values[0], low, high)]
 
 
 def resampled_shares(n, draws, rng):
@@ -500,12 +510,12 @@ def resampled_means(scores, seeds, items):
 
 def paired_p(a, b, draws=50_000):
     """p-value of the two-sided paired permutation test of mean(a) = mean(b), on the same items."""
-    difference = np.mean(np.subtract(a, b, dtype=np.float64), 0)
+    difference = np.subtract(a, b).mean(0)
     difference = difference[difference != 0]
     flips = np.random.default_rng(0).integers(0, 2, (draws, len(difference)), dtype=np.int8)
     permuted = (flips * 2 - 1) @ difference
     extreme = np.abs(permuted) >= abs(difference.sum()) - 1e-9
-    return float((1 + extreme.sum()) / (1 + draws))
+    return (1 + extreme.sum()) / (1 + draws)
 
 
 def summary(run):
@@ -520,12 +530,12 @@ def summary(run):
     new = [item.new for item in run.task.test]
     rows = {}
     for supervisor, methods in scores.items():
-        methods = {m: np.array(values) for m, values in methods.items()}  # (S, n, 4)
+        methods = {m: np.moveaxis(values, 2, 0) for m, values in methods.items()}  # (4, S, n)
         rows[supervisor] = {m: row_of(methods, m, tests, new) for m in methods}
     return {
         "task": run.task.name,
         "settings": run.settings,
-        "versions": w2s.versions(),
+        "versions": versions(),
         "seconds": run.seconds,
         "tests": tests,
         "supervisors": rows,
@@ -555,32 +565,32 @@ NO_SCORES = [np.nan] * 4
 
 
 def row_of(scores, method, tests, new):
-    """A method's row of the table, from the scores {method: (S, n, 4)} of a supervisor's methods.
+    """A method's row of the table, from the scores {method: (4, S, n)} of a supervisor's methods.
 
     recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's style;
     p: against by_agreement, times the number of tests (Bonferroni). new (n,): for each test
     question, whether it is of a kind that `train` does not have.
     """
     values, of_labels = scores[method], method.endswith("_labels")
-    kept = ~np.isnan(values[..., 0])  # a label may be None
+    kept = ~np.isnan(values[0])  # a label may be None
     if not kept.any():
         return {"kept": 0.0}
     if of_labels:
-        values = values[kept][None]  # of all seeds, as they may differ in number
-    content, style, short, words = np.moveaxis(values, 2, 0)
-    row = {"content": interval(content), "style": interval(style)}
-    row |= {"content_20_words": interval(short), "words": words.mean()}
+        values = values[:, None, kept]  # of all seeds, as they may differ in number
+    content, style, short, words = values
+    row = {"content": interval(content), "style": interval(style),
+           "content_20_words": interval(short), "words": words.mean()}
     if of_labels:
         return row | {"kept": kept.mean()}
     if any(new):
         row["content_new_kinds"] = interval(content[:, new])
         row["style_new_kinds"] = interval(style[:, new])
-    row["retention"] = interval(style, scores["weak"][..., 1])
+    row["retention"] = interval(style, scores["weak"][1])
     if "naive" in scores and "unaltered" in scores:
-        naive, unaltered = scores["naive"][..., 0], scores["unaltered"][..., 0]
+        naive, unaltered = scores["naive"][0], scores["unaltered"][0]
         row["recovery"] = interval(content - naive, unaltered - naive)
     if "by_agreement" in scores and method in COMPARED:
-        row["p"] = min(1.0, tests * paired_p(scores["by_agreement"][..., 0], content))
+        row["p"] = min(1.0, tests * paired_p(scores["by_agreement"][0], content))
     return row
 
 
@@ -638,15 +648,14 @@ concept, and it does not. (A risk of a mean: not comparable with the mean risks 
 }
 
 
-def theory(out, replications=10_000, seed=0):
+def theory(out, replications, seed):
     """Simulate the estimators of the statistical model beside their limits and bounds.
 
     Writes theory.json and theory.svg into the folder out (Path), prints the tables, and returns
     what theory.json holds.
     """
     start = time.perf_counter()
-    prior = torch.full((10,), 0.1, dtype=torch.float64)
-    source = w2s.Source(torch.eye(20)[:10], prior, sigma=0.5)
+    source = w2s.Source(torch.eye(20)[:10], torch.ones(10).double() / 10, sigma=0.5)
     generator = torch.Generator().manual_seed(seed)
     fits, panels = fits_against_labels(source, replications // 50, generator)
     labels, panel = labels_against_examples(source, replications, generator)
@@ -666,13 +675,12 @@ fits {replications // 50}), seed {seed}
     result = {
         "task": "theory",
         "settings": {"replications": replications, "seed": seed},
-        "versions": w2s.versions(),
+        "versions": versions(),
         "seconds": round(time.perf_counter() - start, 1),
         "tables": tables,
         "curves": {p.title: [s._asdict() for s in p.series] for p in panels},
     }
     title = "Refinement forgets a supervisor's bias; against mere noise the hull is best"
-    out.mkdir(parents=True, exist_ok=True)
     w2s.write_file(out / "theory.svg", draw_figure(title, panels))
     w2s.write_file(out / "theory.json", json.dumps(result, indent=1))
     return result
@@ -696,7 +704,7 @@ def mean_texts(risks):
 def fits_against_labels(source, replications, generator):
     """(table, panels) of the fits: a biased supervisor, and three with more and more noise."""
     target = source.betas[0]
-    cone = w2s.statistical_dimension(torch.eye(10).double()[0])
+    cone = w2s.statistical_dimension(torch.eye(10)[0])
     table = [["c*", "sigma_w / sigma", "labels", "naive: floor", *FITS,
               "n risk / sigma_w^2: least squares", f"hull (tends to {cone:.1f})"]]
     curves = []
@@ -723,11 +731,9 @@ def fits_against_labels(source, replications, generator):
         (0, "biased supervisor, c* = 0.6"),
         (2, "noisy supervisor, sigma_w = 2 sigma"),
     ):
-        series = []
-        for k, name in enumerate(FITS):
-            series.append(interval_series(name, LABELS, curves[row, :, k].tolist()))
-        labels = "weak labels n", "excess risk"
-        panels.append(Panel(title, *labels, series, LABELS, RISKS, log=True))
+        series = [interval_series(name, LABELS, curves[row, :, k].tolist())
+                  for k, name in enumerate(FITS)]
+        panels.append(Panel(title, "weak labels n", "excess risk", series, LABELS, RISKS, log=True))
     return table, panels
 
 
@@ -751,10 +757,9 @@ def labels_against_examples(source, replications, generator):
         series.append(interval_series(name, EXAMPLES, mean_intervals(risks), color=color))
         series.append(Series(f"its bound, exponent {rho:.4f}", EXAMPLES, bound.tolist(),
                              dashed=True, color=color))
-    title = "refined labels, biased supervisors"
     shown = series[:7]  # three cases with their bounds, and the fourth, whose bound says nothing
-    labels = "examples in the context, n_icl", "excess risk"
-    return table, Panel(title, *labels, shown, EXAMPLES[1:], RISKS, log=True)
+    return table, Panel("refined labels, biased supervisors", "examples in the context, n_icl",
+                        "excess risk", shown, EXAMPLES[1:], RISKS, log=True)
 
 
 def two_terms(source, replications, generator):
@@ -806,8 +811,8 @@ def report(out, results):
         table = summary_table(experiments)
         print("\n" + markdown_table(table))
         panels = [summary_panel(result) for result in experiments]
-        title = "Content of the answers, with 95 % intervals"
-        w2s.write_file(out / "summary.svg", draw_figure(title, panels))
+        figure = draw_figure("Content of the answers, with 95 % intervals", panels)
+        w2s.write_file(out / "summary.svg", figure)
         body = html_figures(panels) + html_table(table)
     for result in experiments:
         body += f"<h2>{result['task']}</h2>{html_figures(figures(result))}"
@@ -822,7 +827,7 @@ def report(out, results):
     data = json.dumps({result["task"]: shown_answers(result) for result in experiments})
     page = PAGE.replace("BODY", body).replace("DATA", data.replace("</", r"<\/"))
     w2s.write_file(out / "report.html", page)
-    print(f"\nWritten: {out / 'report.html'}, and a .json file for each task", flush=True)
+    print(f"\nWritten: {out / 'report.html'}, and a .json file for each task")
 
 
 def shown_answers(result):
@@ -833,23 +838,19 @@ def shown_answers(result):
         supervisor, seed, method = key.split("/")
         if method in METHODS:
             cell = cells.setdefault(f"{supervisor}, seed {seed}", {})
-            scores = result["scores"][key]
-            cell[row_title(method)] = [[a, *score] for a, score in zip(answers, scores)]
+            cell[row_title(method)] = [[a, *s] for a, s in zip(answers, result["scores"][key])]
     questions = [[item["question"], item["key"]] for item in result["test"]]
     return {"questions": questions, "cells": cells}
 
 
-COLUMNS = (
-    "content style content_new_kinds style_new_kinds content_20_words words "
-    "recovery retention p kept"
-).split()
+COLUMNS = """content style content_new_kinds style_new_kinds content_20_words words recovery
+retention p kept""".split()
 
 
 def summary_table(results):
     """Table of the main methods' content with the default supervisor, and recovery, retention."""
     shown = ["weak", *MAIN]
-    head = ["content", *map(row_title, shown), "recovery (ours)", "retention of style (ours)"]
-    table = [head]
+    table = [["content", *map(row_title, shown), "recovery (ours)", "retention of style (ours)"]]
     for result in results:
         methods = result["supervisors"][DEFAULT]
         seeds = len({key.split("/")[1] for key in result["answers"]})
@@ -1029,10 +1030,10 @@ def summary_panel(result):
         name, color = row_title(m), DRAWN[m]
         x, *bar = methods[m]["content"]
         if m == "unaltered":
-            line = Series(name, [x, x], [rows[0], rows[-1]], dashed=True, color=color)
-            series.append(line)
+            mark = Series(name, [x, x], [rows[0], rows[-1]], dashed=True, color=color)
         else:
-            series.append(Series(name, [x], [-k], (), [bar], line=False, color=color))
+            mark = Series(name, [x], [-k], (), [bar], line=False, color=color)
+        series.append(mark)
     return Panel(result["task"], "content", "", series, SCORE, rows)
 
 
@@ -1043,10 +1044,11 @@ def methods_panel(methods):
         if m in methods:
             x, *x_bar = methods[m]["content"]
             y, *y_bar = methods[m]["style"]
-            name = row_title(m)
-            series.append(Series(name, [x], [y], [y_bar], [x_bar], line=False, color=color))
-    title = "on test questions, bars are 95 % intervals"
-    return Panel(title, "content", "style", series, SCORE, SCORE)
+            series.append(
+                Series(row_title(m), [x], [y], [y_bar], [x_bar], line=False, color=color)
+            )
+    return Panel("on test questions, bars are 95 % intervals", "content", "style", series, SCORE,
+                 SCORE)
 
 
 def ladder_panel(result, column):
@@ -1058,16 +1060,16 @@ def ladder_panel(result, column):
         if m in ladder[0]:
             values = [methods[m][column] for methods in ladder]
             series.append(interval_series(row_title(m), x, values, color=DRAWN[m]))
-    labels = "content of the weak supervisor", f"{column} of the strong model"
-    return Panel(f"{column}: strong against weak", *labels, series, SCORE, SCORE)
+    return Panel(f"{column}: strong against weak", "content of the weak supervisor",
+                 f"{column} of the strong model", series, SCORE, SCORE)
 
 
 def examples_panel(methods):
     """Content and style of the unaltered model after n weak examples."""
     rows = [methods[m] for m in IN_CONTEXT]
     series = [interval_series(c, N_ICL, [row[c] for row in rows]) for c in ("content", "style")]
-    title = "unaltered model after n weak examples"
-    return Panel(title, "n_icl", "score on test", series, N_ICL, SCORE)
+    return Panel("unaltered model after n weak examples", "n_icl", "score on test", series, N_ICL,
+                 SCORE)
 
 
 # Points (x, y) in one color, with intervals (low, high) of either, and a line through them or none;
@@ -1096,13 +1098,12 @@ def draw_figure(title, panels):
     columns = min(3, len(panels))
     row = HEIGHT + 140 + LEGEND * max(len(panel.series) for panel in panels)
     width, height = columns * COLUMN, 24 + row * math.ceil(len(panels) / columns)
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="12">\n'
-        '<rect width="100%" height="100%" fill="white"/>\n'
-        f'<clipPath id="axes"><rect {FRAME}/></clipPath>\n'
-        f'<text x="62" y="24" font-size="15" font-weight="bold">{escape(title)}</text>\n'
-    )
+    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" \
+width="{width}" height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="12">
+<rect width="100%" height="100%" fill="white"/>
+<clipPath id="axes"><rect {FRAME}/></clipPath>
+<text x="62" y="24" font-size="15" font-weight="bold">{escape(title)}</text>
+"""
     for n, panel in enumerate(panels):
         x, y = 82 + n % columns * COLUMN, 82 + n // columns * row
         svg += f'<g transform="translate({x} {y})">\n{draw_panel(panel)}</g>\n'
@@ -1111,16 +1112,17 @@ def draw_figure(title, panels):
 
 def draw_panel(panel):
     """A panel in SVG; the origin is where the first tick of x and the last of y meet."""
-    svg = (
-        f'<text x="-20" y="-30" font-weight="bold">{escape(panel.title)}</text>\n'
-        f'<text x="{WIDTH / 2}" y="{HEIGHT + 56}" text-anchor="middle">{panel.x_label}</text>\n'
-        f'<text x="{-HEIGHT / 2}" y="-66" text-anchor="middle" transform="rotate(-90)">'
-        f'{panel.y_label}</text>\n<rect {FRAME} fill="none" stroke="#333"/>\n'
-    )
-    for tick, x in zip(panel.x_ticks, pixels_x(panel, panel.x_ticks)):
+    x_pixels = partial(pixels, panel.x_ticks, WIDTH, panel.log)
+    y_pixels = partial(pixels, panel.y_ticks[::-1], HEIGHT, panel.log)
+    svg = f"""<text x="-20" y="-30" font-weight="bold">{escape(panel.title)}</text>
+<text x="{WIDTH / 2}" y="{HEIGHT + 56}" text-anchor="middle">{panel.x_label}</text>
+<text x="{-HEIGHT / 2}" y="-66" text-anchor="middle" transform="rotate(-90)">{panel.y_label}</text>
+<rect {FRAME} fill="none" stroke="#333"/>
+"""
+    for tick, x in zip(panel.x_ticks, x_pixels(panel.x_ticks)):
         svg += f'<path d="M{x} -20v330" stroke="#e5e5e5"/>\n'
         svg += f'<text x="{x}" y="{HEIGHT + 36}" text-anchor="middle">{tick:g}</text>\n'
-    for tick, y in zip(panel.y_ticks, pixels_y(panel, panel.y_ticks)):
+    for tick, y in zip(panel.y_ticks, y_pixels(panel.y_ticks)):
         svg += f'<path d="M-20 {y}h460" stroke="#e5e5e5"/>\n'
         if panel.y_label:
             svg += f'<text x="-26" y="{y + 4}" text-anchor="end">{tick:g}</text>\n'
@@ -1128,19 +1130,20 @@ def draw_panel(panel):
         color, y = series.color or COLORS[k], HEIGHT + 76 + LEGEND * k
         dashes = 'stroke-dasharray="6 4"' if series.dashed else ""
         svg += f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>\n'
-        svg += draw_series(panel, series, color)
+        svg += draw_series(series, color, x_pixels, y_pixels)
         svg += f'<path d="M-20 {y - 4}h24"/></g>\n'
         svg += f'<text x="12" y="{y}">{escape(series.name)}</text>\n'
     return svg
 
 
-def draw_series(panel, series, color):
-    """Bars of the intervals, points, and a line through them, in SVG."""
-    xs, ys = pixels_x(panel, series.x), pixels_y(panel, series.y)
+def draw_series(series, color, x_pixels, y_pixels):
+    """Bars of the intervals, points, and a line through them, in SVG; x_pixels, y_pixels: `pixels`
+    of either axis."""
+    xs, ys = x_pixels(series.x), y_pixels(series.y)
     bars = points = circles = ""
-    for x, (low, high) in zip(xs, pixels_y(panel, series.y_interval)):
+    for x, (low, high) in zip(xs, y_pixels(series.y_interval)):
         bars += f"M{x} {low}V{high}"
-    for y, (low, high) in zip(ys, pixels_x(panel, series.x_interval)):
+    for y, (low, high) in zip(ys, x_pixels(series.x_interval)):
         bars += f"M{low} {y}H{high}"
     radius = 3 if series.line else 5
     for x, y in zip(xs, ys):
@@ -1154,17 +1157,7 @@ def draw_series(panel, series, color):
     return svg + "</g>\n"
 
 
-def pixels_x(panel, values):
-    """Values on the x axis in pixels from the left."""
-    return pixels(values, panel.x_ticks, WIDTH, panel.log)
-
-
-def pixels_y(panel, values):
-    """Values on the y axis in pixels from above."""
-    return pixels(values, panel.y_ticks[::-1], HEIGHT, panel.log)
-
-
-def pixels(values, ticks, size, log):
+def pixels(ticks, size, log, values):
     """Values on an axis in pixels from the first tick; the last is at size, a log of 0 far off."""
     if log:
         values, ticks = np.log10(np.maximum(values, 1e-9)), np.log10(ticks)
@@ -1185,7 +1178,7 @@ def bench(model=None, device=None, repeats=5):
     begin = time.perf_counter()
     lm = w2s.load(model, device)
     result = {"load_s": time.perf_counter() - begin}
-    timed = partial(median_seconds, lm.device, repeats)
+    timed = partial(median_seconds, repeats)
 
     rows = [(([], ids[:40]), ids[40:]) for ids in random_ids(lm, 8, 64)]
     lm.answer_rows = lambda questions, answers: rows
@@ -1193,7 +1186,7 @@ def bench(model=None, device=None, repeats=5):
     result["finetune_tok_s"] = 8 * 64 * 2 / (three - one)  # without what is done once a run
     result["peak_gb"] = peak_memory(lm.device) / 1e9
 
-    lm.tokenizer.end_tokens = [lm.model.config.vocab - 1]  # hardly anything ends an answer early
+    lm.tokenizer.end_tokens = []  # nothing ends an answer early
     plain = [([], ids) for ids in random_ids(lm, 32, 250)]
     (context,) = random_ids(lm, 1, 240)
     queries = [(context, ids) for ids in random_ids(lm, 64, 20)]
@@ -1209,16 +1202,10 @@ def random_ids(lm, rows, n):
     return torch.randint(size // 2, size - 1, (rows, n), generator=generator).tolist()
 
 
-def median_seconds(device, repeats, function, *args, **options):
+def median_seconds(repeats, function, *args, **options):
     """The median time of the repeated call, after a first one that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        function(*args, **options)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return np.median(times[1:])
+    call = partial(function, *args, **options)
+    return np.median(timeit.repeat(call, number=1, repeat=repeats + 1)[1:])
 
 
 def peak_memory(device):
@@ -1245,7 +1232,7 @@ def parse_arguments(argv):
     option("--quick", action="store_true", help="persona on less data, and theory")
     option("--full", action="store_true", help="all methods, four supervisors, three seeds: hours")
     option("--methods", help="rows of the tables besides the supervisor, separated by commas: "
-           + ", ".join(METHODS) + f" (default: {','.join(MAIN)}, with --full all)")
+           f"{', '.join(METHODS)} (default: {','.join(MAIN)}, with --full all)")
     option("--persona", default="pirate", help="pirate (default) or cowboy")
     option("--data", help="a file of GSM8K problems (JSONL) for the math task")
     option("--seed", type=w2s.whole_number, default=0, help="the first seed (default: 0)")
@@ -1264,26 +1251,25 @@ def main(argv=None):
         return
     if args.command != "run":
         raise W2SError(f"unknown command {args.command!r}: use bench, or --task for a task")
-    methods, ladder = (METHODS, SUPERVISORS) if args.full else (MAIN, [])
+    methods, ladder, n_seeds = (METHODS, SUPERVISORS, 3) if args.full else (MAIN, [], 1)
     if args.methods:
         methods = args.methods.split(",")
-        for name in set(methods) - METHODS.keys():
-            raise W2SError(f"--methods: there is no {name!r}, only {', '.join(METHODS)}")
+        for name in methods:
+            if name not in METHODS:
+                raise W2SError(f"--methods: there is no {name!r}, only {', '.join(METHODS)}")
     tasks = chosen_tasks(args)
     args.out.mkdir(parents=True, exist_ok=True)
     w2s.check_out(args.out / "report.html")
     lm = w2s.load(args.model, args.device) if any(tasks.values()) else None
-    n_seeds = args.seeds or (3 if args.full else 1)
-    seeds = range(args.seed, args.seed + n_seeds)
+    seeds = range(args.seed, args.seed + (args.seeds or n_seeds))
     results = []
     for task in tasks.values():
         if task is None:
-            replications = 2000 if args.quick else 10_000
-            results.append(theory(args.out, replications, args.seed))
-            continue
-        result = experiment(task, lm, args.out, methods, seeds, ladder)
+            result = theory(args.out, 2000 if args.quick else 10_000, args.seed)
+        else:
+            result = experiment(task, lm, args.out, methods, seeds, ladder)
+            print(f"\n{markdown_table(methods_table(result['supervisors'][DEFAULT]))}\n")
         results.append(result)
-        print(f"\n{markdown_table(methods_table(result['supervisors'][DEFAULT]))}\n", flush=True)
     report(args.out, results)
 
 
@@ -2194,14 +2180,10 @@ window cleaner / washes the glass of tall towers
 undertaker / buries the dead with care
   / bur*|dead|death|funeral*|coffin*|grave*|deceased|cemetery|body|bodies
 """
-NAMES = (
-    "Anna Ben Carla David Emma Felix Grace Henry Isabel Jack "
-    "Kate Liam Maria Noah Olivia Peter Rosa Sam Tina Victor"
-).split()
-THINGS = (
-    "apples books pencils marbles cookies stamps shells coins "
-    "cards oranges candles balloons flowers buttons eggs pens"
-).split()
+NAMES = """Anna Ben Carla David Emma Felix Grace Henry Isabel Jack
+Kate Liam Maria Noah Olivia Peter Rosa Sam Tina Victor""".split()
+THINGS = """apples books pencils marbles cookies stamps shells coins
+cards oranges candles balloons flowers buttons eggs pens""".split()
 STORIES = [
     "Write one sentence about {}.",
     "Tell a very short story about {}.",

@@ -41,7 +41,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import random
 import re
 import shutil
@@ -2117,15 +2116,6 @@ def check_out(path, size=0):
 def digest(value):
     """16 hexadecimal digits that tell a JSON value from others: a key for kept answers."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def versions():
-    """What the numbers of a run may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
 
 
 class Resumable:
