@@ -102,7 +102,7 @@ class Source:
     """The pre-trained strong model: y | x ~ sum_k prior_k N(beta_k' x, sigma^2) (section 2).
 
     betas (K, d), orthonormal rows; prior (K,), positive, sums to one; sigma > 0. temper > 0 is
-    the power tau to which the model takes the likelihood of its examples: 1 is Bayes' rule, as in
+    the power tau to which the model raises the likelihood of its examples: 1 is Bayes' rule, as in
     Assumption 4.1; below 1 the model trusts its examples less than Bayes, above 1 more.
     ValueError if one of these does not hold.
     """
@@ -638,7 +638,7 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
     (explanation). For each block the strong model describes the concept of its weak pairs in one
     sentence, then answers the block's questions with that sentence as the system message, in place
     of a question's own. The wording of INFER_CONCEPT is ours, for a small model.
-    Raises W2SError for an empty weak answer or a question that is too long.
+    Raises W2SError for an empty weak answer, a block of which no pair fits, or a long question.
     """
     check_pairs(questions, weak_answers, 0)
     if n_icl < 1:
@@ -825,8 +825,8 @@ def refine_by_agreement(
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
     n_icl: examples per query; None means 8, or half of the good pairs if those are fewer than 16.
-        They are drawn from 1.5 n_icl good pairs whose weak answer is no longer than usual: those
-        on which weak and plain answer agree most, or the shortest of those that share a rare word.
+        They are drawn from 1.5 n_icl good pairs whose weak answer is no longer than usual: first
+        those whose weak and plain answer share a rare word, short ones first, then by agreement.
     draws: answers per question, each after freshly drawn examples; of the good ones the one that
         agrees most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
@@ -849,9 +849,9 @@ def refine_by_agreement(
     plain = [answer.removesuffix(CUT) for answer in own]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
-    # 1. The examples: good weak answers, those first that agree most with the plain ones. A rare
-    # word in common is enough: of such answers the short ones are first, as in long ones a small
-    # model loses the concept.
+    # 1. The examples: good weak answers, those first that agree most with the plain ones. More than
+    # a rare word in common does not count: of such answers the short ones are first, as after long
+    # ones a small model loses the concept.
     rare = math.log(len(questions))  # the weight of a word that one question's answers alone have
     agreed = agreement(zip(questions, plain, weak_answers))
     ranks = [(min(a, rare), -len(weak)) for a, weak in zip(agreed, weak_answers)]
@@ -914,8 +914,8 @@ class Concept:
     """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
     weight: {mark: log(share of weak answers that have it / share of plain answers that do)}. Marks
-    are words and punctuation; only those in at least max(4, questions / 5) of the weak and plain
-    answers together count, as rare words are content, not concept, and only those five times as
+    are words and punctuation. Only those in at least max(4, questions / 5) of the weak and plain
+    answers together count, as rare words are content, not concept. And only those five times as
     frequent in one kind as in the other: the strong model's own words are in its refined answers,
     too, and many that say little would outweigh the few of the concept. Half an answer is added to
     each count, so that no log is infinite. An answer's score is the mean weight of its marks and of
@@ -962,8 +962,8 @@ def report_answers(questions, groups, concept):
 
     groups: {"weak", "plain", "drawn", "good", "kept": answers to all questions, None for none};
     drawn has each question as often as it was asked. The table's columns are shares of the answers;
-    one of n answers agrees with the plain one if `agreement` is at least log(n) / 2, the weight of
-    a word that sqrt(n) of them have: a few words such as "with" are less. drawn: all answers after
+    of n answers, each agrees with the plain one if `agreement` is at least log(n) / 2, the weight
+    of a word that sqrt(n) of them have: a few common words are not enough. drawn: all answers after
     examples; good: the best good one of each question; kept: the labels.
     """
     n, shares = len(questions), {}
@@ -1001,8 +1001,8 @@ def report_answers(questions, groups, concept):
 
 
 def agreement(rows):
-    """How much of each answer the plain answer says too: a list of n numbers >= 0, in nats, of n
-    rows (question, plain answer, answer).
+    """The weight of the words that an answer shares with the plain one: a list of n numbers >= 0,
+    in nats, of n rows (question, plain answer, answer).
 
     It is the sum of log(n / df) over the words that both have and the question has not, df
     being the number of the n questions of which either answer has the word (inverse document
@@ -1055,14 +1055,14 @@ def share_examples(questions, pairs, n_icl, rng):
 
 
 def with_plain_answer(question, answer):
-    """A question with the model's plain answer put before its last message."""
+    """A question with the model's plain answer at the start of its last message."""
     *before, user = as_conversation(question)
     return [*before, message("user", f"{answer}\n{user['content']}")]
 
 
 def keep_agreed(questions, plain_answers, answers, keep=0.5):
-    """Keep the ceil(keep * n) answers that agree most with the plain ones, and put None in place of
-    the others. Answers that are None are never kept.
+    """Keep at most ceil(keep * n) answers, those that agree most with the plain ones, and put None
+    in place of the others.
 
     What a model does not say by itself it may not know, and fine-tuning on facts that it does
     not know teaches it to make up facts (Gekhman et al. 2024, arXiv 2405.05904).
