@@ -783,15 +783,15 @@ def length_of(lm, text):
     return lm.length(text) if hasattr(lm, "length") else len(text.encode())
 
 
-def pairs_that_fit(lm, pairs, n_icl):
+def pairs_that_fit(lm, pairs, n_icl, tell=True):
     """The pairs (question, weak answer) so short that any n_icl of them fill at most half of lm's
-    context; a notice names the first that does not fit."""
+    context; a notice names the first that does not fit, if it shall."""
     longest = getattr(lm, "context_length", math.inf) / (2 * max(1, n_icl))
     fitting, too_long = [], []
     for question, answer in pairs:
         fits = length_of(lm, question_text(question) + answer) <= longest
         (fitting if fits else too_long).append((question, answer))
-    if too_long:
+    if too_long and tell:
         question, answer = too_long[0]
         notice(
             f"{len(too_long)} weak answers are too long to serve as one of {n_icl} examples; the "
@@ -809,12 +809,13 @@ def notice(text):
 # --------------------------------------------------------------------------------------
 # 3. Our additions to Algorithm 1: which examples to show, and which answers to learn
 #
-# None of this is in the paper. Wrong weak examples also teach the concept "be wrong". Where a weak
+# None of this is in the paper. Wrong weak examples also teach the concept "be wrong". Where an
 # answer agrees with the plain answer, the strong model's own to the bare question, both are right
 # more often, and no gold answer is needed to see it. And in a long answer a small model often loses
 # the concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and
-# has the concept of the weak answers. Examples are good weak answers, labels are good answers of
-# the model, and of either those are chosen that agree most with the plain answers.
+# has the concept of the weak answers. Each question is answered several times: after random good
+# weak examples, as in Algorithm 1, then after the good answers so far, weak ones and the model's
+# own, that agree most with the plain ones. Labels are the good answers that agree most.
 # --------------------------------------------------------------------------------------
 
 
@@ -824,11 +825,11 @@ def refine_by_agreement(
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
-    n_icl: examples per query; None means 8, or half of the good pairs if those are fewer than 16.
-        They are drawn from 1.5 n_icl good pairs whose weak answer is no longer than usual: first
-        those whose weak and plain answer share a rare word, short ones first, then by agreement.
-    draws: answers per question, each after freshly drawn examples; of the good ones the one that
-        agrees most with the plain answer is taken.
+    n_icl: examples per query; None means 8, or half of the good weak pairs if those are fewer than
+        16. No example is longer than weak answers usually are.
+    draws: answers per question. The first is given after examples from all good weak pairs; each
+        later one after some of the best 1.5 n_icl answers so far, see `best_examples`. Of a
+        question's good answers the one that agrees most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
         plain ones; fewer if fewer questions have a good answer.
     show_plain: put the model's plain answer before each question, in the examples too. This
@@ -842,35 +843,24 @@ def refine_by_agreement(
         raise W2SError(f"keep={keep} is not a share: it must be above 0 and at most 1")
     usual = usual_length(lm, weak_answers)
     max_new_tokens = max_new_tokens or usual
-    rng = random.Random(seed)
-    order = rng.sample(range(len(questions)), len(questions))  # breaks ties at random
     # 0. The plain answers. They are compared, not learnt, so a cut one will do.
     own = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in own]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
-    # 1. The examples: good weak answers, those first that agree most with the plain ones. More than
-    # a rare word in common does not count: of such answers the short ones are first, as after long
-    # ones a small model loses the concept.
-    rare = math.log(len(questions))  # the weight of a word that one question's answers alone have
-    agreed = agreement(zip(questions, plain, weak_answers))
-    ranks = [(min(a, rare), -len(weak)) for a, weak in zip(agreed, weak_answers)]
-    pairs = []
-    for i in sorted(order, key=ranks.__getitem__, reverse=True):
-        weak = weak_answers[i]
-        if length_of(lm, weak) <= usual and is_good(questions[i], weak, concept):
-            pairs.append((asked[i], weak))
-    if n_icl is None:
-        n_icl = max(1, min(8, count_questions(pairs) // 2))
-    pairs = pairs_that_fit(lm, pairs, n_icl)
-    check_number(pairs, n_icl, "whose weak answer can be an example (whole, of usual length, "
-                 "without repetition, with the concept; --method icl does not ask for that)")
-    # 2. `draws` answers to each question, each after other examples.
-    conversations = []
-    for _ in range(draws):
-        conversations += share_examples(asked, pairs, n_icl, rng)
-    drawn = ask(lm, conversations, max_new_tokens)
-    # 3. The labels: the best of a question's answers, of the best share of the questions.
+    # 1. `draws` answers to each question, each after other examples.
+    drawn, rng = [], random.Random(seed)
+    for draw in range(draws):
+        best = best_examples(questions, plain, [*weak_answers, *drawn], concept)
+        pairs = [(asked[i], a) for i, a in best.items() if length_of(lm, a) <= usual]
+        if draw == 0 and n_icl is None:
+            n_icl = max(1, min(8, count_questions(pairs) // 2))
+        pairs = pairs_that_fit(lm, pairs, n_icl, tell=draw == 0)
+        check_number(pairs, n_icl, "whose weak answer can be an example (whole, of usual length, "
+                     "without repetition, with the concept; --method icl does not ask for that)")
+        most = n_icl + n_icl // 2 if draw else len(pairs)
+        drawn += ask(lm, share_examples(asked, pairs, n_icl, most, rng), max_new_tokens)
+    # 2. The labels: the best of a question's answers, of the best share of the questions.
     good = best_of(questions, plain, drawn, concept)
     kept = keep_agreed(questions, plain, good, keep)
     groups = {"weak": weak_answers, "plain": own, "drawn": drawn, "good": good, "kept": kept}
@@ -878,18 +868,37 @@ def refine_by_agreement(
     return kept
 
 
-def best_of(questions, plain, drawn, concept):
+def best_examples(questions, plain, answers, concept):
+    """{question's number: its best good answer}, the best first.
+
+    answers: the weak ones, then those of each draw. Those that agree most with the plain answers
+    are best, but more than a rare word in common does not count. Among equals weak answers are
+    first, as they are sure to show the concept, then short ones: after long ones a small model
+    loses it.
+    """
+    n, best = len(questions), {}
+    rare = math.log(n)  # the weight of a word that one question's answers alone have
+    agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), answers))
+    ranks = [(min(a, rare), k < n, -len(answers[k])) for k, a in enumerate(agreed)]
+    for k in sorted(range(len(answers)), key=ranks.__getitem__, reverse=True):
+        i = k % n
+        if i not in best and is_good(questions[i], answers[k], concept):
+            best[i] = answers[k]
+    return best
+
+
+def best_of(questions, plain, answers, concept):
     """For each question the good answer that agrees most with the plain one; None if none is good.
 
-    drawn: the first draw's answers to all questions, then the second's, and so on.
+    answers: one to each question, then another to each, and so on.
     """
-    agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), drawn))
-    labels = []
+    agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), answers))
+    best = []
     for i, question in enumerate(questions):
-        places = range(i, len(drawn), len(questions))
-        good = [k for k in places if is_good(question, drawn[k], concept)]
-        labels.append(drawn[max(good, key=agreed.__getitem__)] if good else None)
-    return labels
+        places = range(i, len(answers), len(questions))
+        good = [k for k in places if is_good(question, answers[k], concept)]
+        best.append(answers[max(good, key=agreed.__getitem__)] if good else None)
+    return best
 
 
 def count_questions(pairs):
@@ -987,7 +996,7 @@ def report_answers(questions, groups, concept):
     if not concept.visible:
         notice("warning: few frequent words tell weak from plain answers: no concept to check")
     if shares["weak"][-1] == 0:
-        notice("warning: no weak answer agrees with the plain one: the examples are arbitrary")
+        notice("warning: no weak answer agrees with the plain one: check the weak labels")
     if shares["kept"][-1] < 0.5:
         notice("warning: most labels do not agree with the plain answers: check if they are right")
     good = n - groups["good"].count(None)
@@ -1033,12 +1042,12 @@ def words(text):
     return set(re.findall(WORD, text))
 
 
-def share_examples(questions, pairs, n_icl, rng):
+def share_examples(questions, pairs, n_icl, most, rng):
     """Conversations that show the questions after examples which several of them share.
 
-    pairs: (question, weak answer), best first. A group of questions gets n_icl examples, drawn from
-    the best 1.5 n_icl pairs that answer none of the group. For speed only: `LM.generate` reads a
-    context once for all conversations that begin with it.
+    pairs: (question, answer), best first. A group of questions gets n_icl examples, drawn from the
+    best `most` pairs that answer none of the group. For speed only: `LM.generate` reads a context
+    once for all conversations that begin with it.
     """
     texts = list(dict.fromkeys(map(question_text, questions)))  # each once, in order
     # A group takes its own pairs away from its examples: unless it is a single question, it is
@@ -1049,7 +1058,7 @@ def share_examples(questions, pairs, n_icl, rng):
     examples = {}  # of each question's text
     for group in chunks(texts, size):
         others = [pair for pair in pairs if question_text(pair[0]) not in group]
-        shown = rng.sample(others[: n_icl + n_icl // 2], n_icl)
+        shown = rng.sample(others[:most], n_icl)
         examples |= dict.fromkeys(group, shown)
     return [with_examples(q, examples[question_text(q)]) for q in questions]
 
@@ -1099,7 +1108,7 @@ class Gguf:
 
 
 def read_value(file, kind):
-    """The next value of a type in a GGUF file, an mmap."""
+    """The next value of a type in a GGUF file."""
     if kind == TEXT:
         return str(file.read(read_value(file, U64)), "utf-8")
     if kind == ARRAY:
@@ -1110,10 +1119,7 @@ def read_value(file, kind):
 
 
 def read_content(file, path):
-    """The `Gguf` of a file, an mmap after its first four bytes.
-
-    A damaged file can raise any exception.
-    """
+    """The `Gguf` of an open file, after its first four bytes; any exception if it is damaged."""
     value = partial(read_value, file)
     version, n_tensors, n_keys = value(U32), value(U64), value(U64)
     if version != 3:
@@ -1250,7 +1256,7 @@ FACTORS = """
     embedding_scale logit_scale residual_scale rope.scale_linear rope.scaling.attn_factor
     rope.scaling.factor
 """.split()
-# Keys that `read_config` uses, and keys that do not affect the computation.
+# Keys that `empty_model` uses, and keys that do not affect the computation.
 KNOWN_METADATA = """
     block_count context_length embedding_length feed_forward_length vocab_size
     attention.head_count attention.head_count_kv attention.layer_norm_rms_epsilon
