@@ -1897,9 +1897,12 @@ def test_the_best_examples_agree_with_the_plain_answer_then_are_weak_then_short(
     questions, plain = ["q?", "r?", "s?", "t?"], ["red ale", "bun", "tea", "pie"]
     weak = ["my red ale", "no bun", "no", "a whole pie"]
     own = ["red ale", "bun bun", "hot tea", "cut" + w2s.CUT]
-    best = w2s.best_examples(questions, plain, [*weak, *own], concept)
-    # "red ale" has two rare words in common, which count as one, so that the weak answer is first
-    assert list(best.items()) == [(1, "no bun"), (0, "my red ale"), (3, "a whole pie"), (2, "hot tea")]
+    ranked = w2s.ranked_examples(questions, plain, [*weak, *own], concept)
+    # "red ale" has two rare words in common, which count as one
+    assert ranked == [
+        (1, "no bun"), (0, "my red ale"), (3, "a whole pie"), (0, "red ale"), (1, "bun bun"),
+        (2, "hot tea"), (2, "no"),
+    ]
 
 
 def test_of_right_weak_answers_the_short_ones_are_examples(client):
@@ -2165,7 +2168,7 @@ def test_plain_answers_stand_before_the_questions(client):
 
 @pytest.mark.parametrize("keep", [0, 1.5, float("nan")])
 def test_a_share_to_keep_that_cannot_be_is_refused(client, keep):
-    with pytest.raises(w2s.W2SError, match="is not a share"):
+    with pytest.raises(w2s.W2SError, match="must be above 0 and at most 1"):
         w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
 
 

@@ -747,6 +747,11 @@ def check_number(pairs, n_icl, which):
         )
 
 
+def count_questions(pairs):
+    """The number of different questions of pairs (question, answer)."""
+    return len({question_text(question) for question, _ in pairs})
+
+
 def is_whole(answer):
     """Whether an answer has text, was not cut, and has no broken character."""
     return bool(answer.strip()) and not answer.endswith(CUT) and "\ufffd" not in answer
@@ -768,7 +773,7 @@ def whole_answers(lm, conversations, weak_answers, max_new_tokens):
 
 def usual_length(lm, weak_answers):
     """The default of max_new_tokens: 1.25 q + 8, q being the third quartile of the weak answers'
-    lengths in tokens; at most half of lm's context.
+    lengths in tokens; at most half of lm's context. By agreement, examples are no longer either.
 
     Weak answers that were cut or repeat themselves do not count, unless there are no others.
     """
@@ -784,8 +789,8 @@ def length_of(lm, text):
 
 
 def pairs_that_fit(lm, pairs, n_icl, tell=True):
-    """The pairs (question, weak answer) so short that any n_icl of them fill at most half of lm's
-    context; a notice names the first that does not fit, if it shall."""
+    """The pairs (question, answer) so short that any n_icl of them fill at most half of lm's
+    context; a notice names the first that does not fit, unless tell is false."""
     longest = getattr(lm, "context_length", math.inf) / (2 * max(1, n_icl))
     fitting, too_long = [], []
     for question, answer in pairs:
@@ -814,8 +819,8 @@ def notice(text):
 # more often, and no gold answer is needed to see it. And in a long answer a small model often loses
 # the concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and
 # has the concept of the weak answers. Each question is answered several times: after random good
-# weak examples, as in Algorithm 1, then after the good answers so far, weak ones and the model's
-# own, that agree most with the plain ones. Labels are the good answers that agree most.
+# weak examples, as in Algorithm 1, then after those good answers so far, weak or refined ones, that
+# agree most with the plain ones. The labels are the good refined answers that agree most.
 # --------------------------------------------------------------------------------------
 
 
@@ -825,11 +830,11 @@ def refine_by_agreement(
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
-    n_icl: examples per query; None means 8, or half of the good weak pairs if those are fewer than
-        16. No example is longer than weak answers usually are.
-    draws: answers per question. The first is given after examples from all good weak pairs; each
-        later one after some of the best 1.5 n_icl answers so far, see `best_examples`. Of a
-        question's good answers the one that agrees most with the plain answer is taken.
+    n_icl: examples per query; None means 8, or half of the questions with a good weak answer if
+        those are fewer than 16. No example is longer than `usual_length`.
+    draws: answers per question. The first is given after random good weak examples; each later one
+        after some of the best 1.5 n_icl answers so far, see `ranked_examples`. Of the good answers
+        drawn for a question, the one that agrees most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
         plain ones; fewer if fewer questions have a good answer.
     show_plain: put the model's plain answer before each question, in the examples too. This
@@ -839,8 +844,8 @@ def refine_by_agreement(
     or good examples, a bad share to keep, or if no answer is good.
     """
     check_pairs(questions, weak_answers, 1 if n_icl is None else n_icl)
-    if not 0 < keep <= 1:
-        raise W2SError(f"keep={keep} is not a share: it must be above 0 and at most 1")
+    if not 0 < keep <= 1 or draws < 1:
+        raise W2SError(f"keep={keep} must be above 0 and at most 1, draws={draws} at least 1")
     usual = usual_length(lm, weak_answers)
     max_new_tokens = max_new_tokens or usual
     # 0. The plain answers. They are compared, not learnt, so a cut one will do.
@@ -848,18 +853,18 @@ def refine_by_agreement(
     plain = [answer.removesuffix(CUT) for answer in own]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
-    # 1. `draws` answers to each question, each after other examples.
-    drawn, rng = [], random.Random(seed)
-    for draw in range(draws):
-        best = best_examples(questions, plain, [*weak_answers, *drawn], concept)
-        pairs = [(asked[i], a) for i, a in best.items() if length_of(lm, a) <= usual]
-        if draw == 0 and n_icl is None:
+    # 1. `draws` answers to each question, first after random examples, then after the best.
+    drawn, most, rng = [], None, random.Random(seed)
+    for _ in range(draws):
+        ranked = ranked_examples(questions, plain, [*weak_answers, *drawn], concept)
+        pairs = [(asked[i], answer) for i, answer in ranked if length_of(lm, answer) <= usual]
+        if n_icl is None:
             n_icl = max(1, min(8, count_questions(pairs) // 2))
-        pairs = pairs_that_fit(lm, pairs, n_icl, tell=draw == 0)
-        check_number(pairs, n_icl, "whose weak answer can be an example (whole, of usual length, "
+        pairs = pairs_that_fit(lm, pairs, n_icl, tell=not drawn)
+        check_number(pairs, n_icl, "with an answer that can be an example (whole, of usual length, "
                      "without repetition, with the concept; --method icl does not ask for that)")
-        most = n_icl + n_icl // 2 if draw else len(pairs)
         drawn += ask(lm, share_examples(asked, pairs, n_icl, most, rng), max_new_tokens)
+        most = math.ceil(1.5 * n_icl)
     # 2. The labels: the best of a question's answers, of the best share of the questions.
     good = best_of(questions, plain, drawn, concept)
     kept = keep_agreed(questions, plain, good, keep)
@@ -868,23 +873,20 @@ def refine_by_agreement(
     return kept
 
 
-def best_examples(questions, plain, answers, concept):
-    """{question's number: its best good answer}, the best first.
+def ranked_examples(questions, plain, answers, concept):
+    """[(question's number, answer)] of the good answers, the best example first.
 
     answers: the weak ones, then those of each draw. Those that agree most with the plain answers
-    are best, but more than a rare word in common does not count. Among equals weak answers are
-    first, as they are sure to show the concept, then short ones: after long ones a small model
-    loses it.
+    are best, but a rare word in common is enough: more of them do not count. Among equals weak
+    answers are first, as they are likelier to show the concept, then short ones: after long ones a
+    small model loses it.
     """
-    n, best = len(questions), {}
+    n = len(questions)
     rare = math.log(n)  # the weight of a word that one question's answers alone have
     agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), answers))
     ranks = [(min(a, rare), k < n, -len(answers[k])) for k, a in enumerate(agreed)]
-    for k in sorted(range(len(answers)), key=ranks.__getitem__, reverse=True):
-        i = k % n
-        if i not in best and is_good(questions[i], answers[k], concept):
-            best[i] = answers[k]
-    return best
+    order = sorted(range(len(answers)), key=ranks.__getitem__, reverse=True)
+    return [(k % n, answers[k]) for k in order if is_good(questions[k % n], answers[k], concept)]
 
 
 def best_of(questions, plain, answers, concept):
@@ -899,11 +901,6 @@ def best_of(questions, plain, answers, concept):
         good = [k for k in places if is_good(question, answers[k], concept)]
         best.append(answers[max(good, key=agreed.__getitem__)] if good else None)
     return best
-
-
-def count_questions(pairs):
-    """The number of different questions of pairs (question, weak answer)."""
-    return len({question_text(question) for question, _ in pairs})
 
 
 def is_good(question, answer, concept):
@@ -953,7 +950,8 @@ class Concept:
     def marks(self, question, answer):
         """The words (case kept) and punctuation of an answer, except the question's words."""
         asked = words(question_text(question))
-        found = re.findall(rf"{WORD}|[^\w\s]+", unicodedata.normalize("NFC", answer))
+        text = unicodedata.normalize("NFC", answer.removesuffix(CUT))
+        found = re.findall(rf"{WORD}|[^\w\s]+", text)
         return {word for word in found if word.lower() not in asked}
 
     def score(self, question, answer):
@@ -1045,19 +1043,21 @@ def words(text):
 def share_examples(questions, pairs, n_icl, most, rng):
     """Conversations that show the questions after examples which several of them share.
 
-    pairs: (question, answer), best first. A group of questions gets n_icl examples, drawn from the
-    best `most` pairs that answer none of the group. For speed only: `LM.generate` reads a context
-    once for all conversations that begin with it.
+    pairs: (question, answer), best first; of a question only the best counts. A group of questions
+    gets n_icl examples, drawn from the best `most` (None: all) that answer none of the group. For
+    speed only: `LM.generate` reads a context once for all conversations that begin with it.
     """
     texts = list(dict.fromkeys(map(question_text, questions)))  # each once, in order
     # A group takes its own pairs away from its examples: unless it is a single question, it is
     # small enough to leave three quarters of the pairs' questions, and at least 3 n_icl of them.
-    different = count_questions(pairs)
-    size = max(1, min(40, different // 4, different - 3 * n_icl))
+    best = {}  # each question's best pair
+    for pair in pairs:
+        best.setdefault(question_text(pair[0]), pair)
+    size = max(1, min(40, len(best) // 4, len(best) - 3 * n_icl))
     rng.shuffle(texts)
     examples = {}  # of each question's text
     for group in chunks(texts, size):
-        others = [pair for pair in pairs if question_text(pair[0]) not in group]
+        others = [pair for text, pair in best.items() if text not in group]
         shown = rng.sample(others[:most], n_icl)
         examples |= dict.fromkeys(group, shown)
     return [with_examples(q, examples[question_text(q)]) for q in questions]
@@ -2223,7 +2223,7 @@ def parse_arguments(argv):
            help="agreement (ours, the default), icl (Algorithm 1 of the paper), "
            "iar (infer the concept and respond) or improve (the model rewrites the weak answer)")
     option("--n-icl", type=whole_number,
-           help="weak examples in a context (default: agreement 8 or fewer, icl 4, iar 8)")
+           help="examples in a context (default: agreement 8 or fewer, icl 4, iar 8)")
     option("--keep", type=nonnegative, help="agreement: share of the answers to keep (0.5)")
     option("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
     option("--max-new-tokens", type=positive, help="most tokens of an answer (default: about 1.25 "
