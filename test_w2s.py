@@ -2727,7 +2727,7 @@ def test_memory_that_cannot_be_had_ends_in_one_line(capsys):
 MISTAKES = [
     ("refine --n-icl 12", "n_icl=12 needs"),
     ("refine --method icl --n-icl 12", "n_icl=12 needs"),
-    ("refine --keep 1.5", "is not a share"),
+    ("refine --keep 1.5", "must be above 0"),
     ("refine --out no/folder", "no/folder"),
     ("refine --out .", "is a folder"),
     ("refine --seed 18446744073709551616", "argument --seed: invalid"),
