@@ -894,13 +894,12 @@ def best_of(questions, plain, answers, concept):
 
     answers: one to each question, then another to each, and so on.
     """
+    n, best = len(questions), {}
     agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), answers))
-    best = []
-    for i, question in enumerate(questions):
-        places = range(i, len(answers), len(questions))
-        good = [k for k in places if is_good(question, answers[k], concept)]
-        best.append(answers[max(good, key=agreed.__getitem__)] if good else None)
-    return best
+    for k in sorted(range(len(answers)), key=agreed.__getitem__, reverse=True):
+        if is_good(questions[k % n], answers[k], concept):
+            best.setdefault(k % n, answers[k])
+    return [best.get(i) for i in range(n)]
 
 
 def is_good(question, answer, concept):
