@@ -1960,6 +1960,19 @@ def test_of_the_good_answers_the_one_that_agrees_most_is_taken_or_the_first_of_e
     assert w2s.best_of(["q?"], ["x"], [w2s.CUT, " "], concept) == [None]
 
 
+def test_a_good_answer_that_is_too_long_leaves_its_question_to_a_shorter_one(client):
+    def long_after_examples(i, conversation):
+        number = number_in(conversation[-1]["content"])
+        tail = " ".join(map(str, range(number, number + 40)))
+        return f"Arrr, {number} be it! {tail}" if len(conversation) > 2 else f"plain {number}"
+
+    client.answer = long_after_examples
+    w2s.refine_by_agreement(client, NUMBERS[:3], WEAK[:3], n_icl=2, keep=1)
+    for conversations in client.calls[1:]:
+        for question, conversation in zip(NUMBERS, conversations):
+            check_examples(question, conversation, 2)
+
+
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_a_bad_weak_answer_is_no_example(client, bad):
     weak = [bad.format(i) if i % 2 else text for i, text in enumerate(WEAK)]
@@ -2170,6 +2183,11 @@ def test_plain_answers_stand_before_the_questions(client):
 def test_a_share_to_keep_that_cannot_be_is_refused(client, keep):
     with pytest.raises(w2s.W2SError, match="must be above 0 and at most 1"):
         w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
+
+
+def test_a_number_of_draws_that_cannot_be_is_refused(client):
+    with pytest.raises(w2s.W2SError, match="draws=0 at least 1"):
+        w2s.refine_by_agreement(client, NUMBERS, WEAK, draws=0)
 
 
 # --------------------------------------------------------------------------------------

@@ -841,7 +841,7 @@ def refine_by_agreement(
         helps when an answer holds several facts.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
     A report goes to standard error. Raises W2SError for an empty weak answer, too few questions
-    or good examples, a bad share to keep, or if no answer is good.
+    or good examples, no draw, a bad share to keep, or if no answer is good.
     """
     check_pairs(questions, weak_answers, 1 if n_icl is None else n_icl)
     if not 0 < keep <= 1 or draws < 1:
@@ -849,8 +849,8 @@ def refine_by_agreement(
     usual = usual_length(lm, weak_answers)
     max_new_tokens = max_new_tokens or usual
     # 0. The plain answers. They are compared, not learnt, so a cut one will do.
-    own = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
-    plain = [answer.removesuffix(CUT) for answer in own]
+    raw_plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
+    plain = [answer.removesuffix(CUT) for answer in raw_plain]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
     # 1. `draws` answers to each question, first after random examples, then after the best.
@@ -868,7 +868,7 @@ def refine_by_agreement(
     # 2. The labels: the best of a question's answers, of the best share of the questions.
     good = best_of(questions, plain, drawn, concept)
     kept = keep_agreed(questions, plain, good, keep)
-    groups = {"weak": weak_answers, "plain": own, "drawn": drawn, "good": good, "kept": kept}
+    groups = {"weak": weak_answers, "plain": raw_plain, "drawn": drawn, "good": good, "kept": kept}
     report_answers(questions, groups, concept)
     return kept
 
