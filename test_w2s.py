@@ -1854,7 +1854,7 @@ def number_of_conversation(i, conversation):
 def test_agreement_never_shows_a_query_its_own_question(client, n_icl):
     assert w2s.refine_by_agreement(client, NUMBERS, WEAK, n_icl=n_icl, keep=1) == RIGHT
     plain, *draws = client.calls
-    assert plain == [w2s.as_conversation(q) for q in NUMBERS] and len(draws) == 3
+    assert plain == [w2s.as_conversation(q) for q in NUMBERS] and len(draws) == 2
     for draw, conversations in enumerate(draws):
         answers = [WEAK, RIGHT] if draw else [WEAK]  # later, the client's own may be examples
         for question, conversation in zip(NUMBERS, conversations, strict=True):
@@ -1889,29 +1889,21 @@ def test_the_first_examples_are_random_and_the_later_ones_right(client):
     for draw in client.calls[1:]:
         shown = [example for conversation in draw for example in examples_in(conversation)]
         shares.append(np.mean([number_in(a) == number_in(q) for q, a in shown]))
-    assert 0.3 < shares[0] < 0.7 and shares[1:] == [1, 1]
+    assert 0.3 < shares[0] < 0.7 and shares[1:] == [1]
 
 
-def test_the_best_examples_agree_with_the_plain_answer_then_are_weak_then_short():
-    concept = w2s.Concept(["q"], ["a"], ["a"])  # nothing to be seen
+def test_the_best_examples_agree_with_the_plain_answer_then_are_weak_then_show_the_concept():
+    concept = w2s.Concept(["q"], ["a"], ["a"])  # nothing to be seen: every answer has it
+    concept.weight = {"arrr": 1.0}
     questions, plain = ["q?", "r?", "s?", "t?"], ["red ale", "bun", "tea", "pie"]
-    weak = ["my red ale", "no bun", "no", "a whole pie"]
-    own = ["red ale", "bun bun", "hot tea", "cut" + w2s.CUT]
+    weak = ["my red ale", "arrr bun", "no", "a whole pie"]
+    own = ["red ale", "arrr bun bun", "hot tea", "cut" + w2s.CUT]
     ranked = w2s.ranked_examples(questions, plain, [*weak, *own], concept)
     # "red ale" has two rare words in common, which count as one
     assert ranked == [
-        (1, "no bun"), (0, "my red ale"), (3, "a whole pie"), (0, "red ale"), (1, "bun bun"),
+        (1, "arrr bun"), (0, "my red ale"), (3, "a whole pie"), (1, "arrr bun bun"), (0, "red ale"),
         (2, "hot tea"), (2, "no"),
     ]
-
-
-def test_of_right_weak_answers_the_short_ones_are_examples(client):
-    long = [text.replace("be it", "be it, " + "arrr, " * (i % 8)) for i, text in enumerate(WEAK)]
-    w2s.refine_by_agreement(client, NUMBERS, long, n_icl=4)
-    for conversation in client.calls[-1]:
-        for question, answer in examples_in(conversation):
-            # Right are the even ones, of which a query's group takes up to half away.
-            assert number_in(answer) == number_in(question) and long.index(answer) % 8 in (0, 2)
 
 
 def test_agreement_reads_scripts_without_spaces():
@@ -1931,14 +1923,14 @@ BAD = {
 
 
 class Fickle(Client):
-    """After examples, every third question's first two answers are bad."""
+    """After examples, every third question's first answer is bad."""
 
     def __init__(self, bad):
         super().__init__()
         self.bad = bad
 
     def answer(self, i, conversation):
-        if len(self.calls) in (2, 3) and i % 3 == 0:
+        if len(self.calls) == 2 and i % 3 == 0:
             return self.bad.format(number_in(conversation[-1]["content"]))
         return super().answer(i, conversation)
 
@@ -1947,7 +1939,7 @@ class Fickle(Client):
 def test_a_bad_answer_is_no_label(bad):
     client = Fickle(bad)
     assert w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=1) == RIGHT
-    assert [len(call) for call in client.calls] == [60] * 4
+    assert [len(call) for call in client.calls] == [60] * 3
     labels = w2s.refine_by_agreement(Fickle(bad), NUMBERS, WEAK, draws=1, keep=1)
     assert labels == [None if i % 3 == 0 else RIGHT[i] for i in range(60)]
 
@@ -2123,7 +2115,7 @@ def test_the_report_counts_what_became_of_the_weak_answers(capsys):
     # answers, whole, no repetition, concept, agrees with plain
     assert lines["weak"] == ["60", "1.00", "1.00", "1.00", "0.50"]
     assert lines["plain"] == ["60", "1.00", "1.00", "0.00", "1.00"]
-    assert lines["drawn"] == ["180", "0.78", "1.00", "1.00", "1.00"]
+    assert lines["drawn"] == ["120", "0.83", "1.00", "1.00", "1.00"]
     assert lines["good"] == ["60", "1.00", "1.00", "1.00", "1.00"]
     assert lines["kept"] == ["30", "1.00", "1.00", "1.00", "1.00"]
     assert lines["weak:"][0] == lines["refined:"][0] == "Arrr,"

@@ -825,7 +825,7 @@ def notice(text):
 
 
 def refine_by_agreement(
-    lm, questions, weak_answers, n_icl=None, draws=3, keep=0.5, show_plain=False, seed=0,
+    lm, questions, weak_answers, n_icl=None, draws=2, keep=0.5, show_plain=False, seed=0,
     max_new_tokens=None,
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
@@ -878,13 +878,15 @@ def ranked_examples(questions, plain, answers, concept):
 
     answers: the weak ones, then those of each draw. Those that agree most with the plain answers
     are best, but a rare word in common is enough: more of them do not count. Among equals weak
-    answers are first, as they are likelier to show the concept, then short ones: after long ones a
-    small model loses it.
+    answers are first, then those that show the concept best.
     """
     n = len(questions)
     rare = math.log(n)  # the weight of a word that one question's answers alone have
     agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), answers))
-    ranks = [(min(a, rare), k < n, -len(answers[k])) for k, a in enumerate(agreed)]
+    ranks = []
+    for k, answer in enumerate(answers):
+        shown = concept.score(questions[k % n], answer)
+        ranks.append((min(agreed[k], rare), k < n, shown))
     order = sorted(range(len(answers)), key=ranks.__getitem__, reverse=True)
     return [(k % n, answers[k]) for k in order if is_good(questions[k % n], answers[k], concept)]
 
