@@ -1944,6 +1944,19 @@ def test_a_bad_answer_is_no_label(bad):
     assert labels == [None if i % 3 == 0 else RIGHT[i] for i in range(60)]
 
 
+@pytest.mark.parametrize("keep, draws", [(0.3, 2), (0.5, 3)])
+def test_there_is_a_third_draw_only_if_two_bring_too_few_labels(client, keep, draws):
+    def late(i, conversation):
+        number = number_in(conversation[-1]["content"])
+        bad = len(client.calls) in (2, 3) and i >= 20  # the first and the second draw
+        return f"plain {number}" if bad or len(conversation) == 1 else f"Arrr, {number} be it!"
+
+    client.answer = late
+    labels = w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
+    assert len(client.calls) == 1 + draws  # the first call is for the plain answers
+    assert len(labels) - labels.count(None) == 60 * keep
+
+
 def test_of_the_good_answers_the_one_that_agrees_most_is_taken_or_the_first_of_equals():
     concept = w2s.Concept(["q"], ["a"], ["a"])  # nothing to be seen
     plain = ["red ale", "bun"]

@@ -825,16 +825,17 @@ def notice(text):
 
 
 def refine_by_agreement(
-    lm, questions, weak_answers, n_icl=None, draws=2, keep=0.5, show_plain=False, seed=0,
+    lm, questions, weak_answers, n_icl=None, draws=3, keep=0.5, show_plain=False, seed=0,
     max_new_tokens=None,
 ):
     """Algorithm 1 with our additions: refined labels, list of str, or None for those not kept.
 
     n_icl: examples per query; None means 8, or half of the questions with a good weak answer if
         those are fewer than 16. No example is longer than `usual_length`.
-    draws: answers per question. The first is given after random good weak examples; each later one
-        after some of the best 1.5 n_icl answers so far, see `ranked_examples`. Of the good answers
-        drawn for a question, the one that agrees most with the plain answer is taken.
+    draws: the most answers per question. The first is given after random good weak examples; each
+        later one after some of the best 1.5 n_icl answers so far, see `ranked_examples`. There is
+        no third if two bring as many good labels as are kept. Of the good answers drawn for a
+        question, the one that agrees most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
         plain ones; fewer if fewer questions have a good answer.
     show_plain: put the model's plain answer before each question, in the examples too. This
@@ -853,9 +854,9 @@ def refine_by_agreement(
     plain = [answer.removesuffix(CUT) for answer in raw_plain]
     concept = Concept(questions, weak_answers, plain)
     asked = list(map(with_plain_answer, questions, plain)) if show_plain else questions
-    # 1. `draws` answers to each question, first after random examples, then after the best.
+    # 1. Answers to each question, first after random examples, then after the best.
     drawn, most, rng = [], None, random.Random(seed)
-    for _ in range(draws):
+    for draw in range(draws):
         ranked = ranked_examples(questions, plain, [*weak_answers, *drawn], concept)
         pairs = [(asked[i], answer) for i, answer in ranked if length_of(lm, answer) <= usual]
         if n_icl is None:
@@ -865,8 +866,10 @@ def refine_by_agreement(
                      "without repetition, with the concept; --method icl does not ask for that)")
         drawn += ask(lm, share_examples(asked, pairs, n_icl, most, rng), max_new_tokens)
         most = math.ceil(1.5 * n_icl)
+        good = best_of(questions, plain, drawn, concept)
+        if draw > 0 and len(questions) - good.count(None) >= keep * len(questions):
+            break
     # 2. The labels: the best of a question's answers, of the best share of the questions.
-    good = best_of(questions, plain, drawn, concept)
     kept = keep_agreed(questions, plain, good, keep)
     groups = {"weak": weak_answers, "plain": raw_plain, "drawn": drawn, "good": good, "kept": kept}
     report_answers(questions, groups, concept)
