@@ -867,6 +867,7 @@ def refine_by_agreement(
         drawn += ask(lm, share_examples(asked, pairs, n_icl, most, rng), max_new_tokens)
         most = math.ceil(1.5 * n_icl)
         good = best_of(questions, plain, drawn, concept)
+        # One draw is never enough: only the second one follows the best examples.
         if draw > 0 and len(questions) - good.count(None) >= keep * len(questions):
             break
     # 2. The labels: the best of a question's answers, of the best share of the questions.
