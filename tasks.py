@@ -386,11 +386,15 @@ class Cell:
     @property
     def weak_labels(self):
         """The supervisor's answers to the train questions."""
-        return self.answers[f"{self.supervisor}/{self.seed}/weak_labels"]
+        return self.answers[self.key("weak_labels")]
+
+    def key(self, method):
+        """The key of a method's answers, or labels, in this cell."""
+        return f"{self.supervisor}/{self.seed}/{method}"
 
     def once(self, method, function, *args, **options):
         """The answers function(*args, **options), which is called unless the file has them."""
-        key = f"{self.supervisor}/{self.seed}/{method}"
+        key = self.key(method)
         if key not in self.answers:
             start = time.perf_counter()
             answers = function(*args, **options)
@@ -426,9 +430,10 @@ def experiment(task, lm, out, methods, seeds, ladder):
     The default supervisor serves all methods, those of the ladder (names of SUPERVISORS) the
     methods of a default run, each with every seed. Answers are kept in
     out/<task>.<digest>.partial.json, the digest being that of everything that they depend on, until
-    the run is complete: an interrupted run resumes.
+    the run is complete: an interrupted run resumes. Those of other seeds or methods stay there.
     """
     run = open_run(task, lm, out)
+    keys = []
     for seed in seeds:
         for supervisor in [DEFAULT, *ladder]:  # a second time DEFAULT has all its answers
             rows = methods if supervisor == DEFAULT else [m for m in MAIN if m in methods]
@@ -436,10 +441,14 @@ def experiment(task, lm, out, methods, seeds, ladder):
                 cell = replace(run, supervisor=supervisor, seed=seed, method=method)
                 _, function = METHODS[method]
                 cell.once(method, function, cell)
-    result = summary(run)
+                keys += [cell.key(f"{method}_labels"), cell.key(method)]
+    answers = {key: run.answers[key] for key in keys if key in run.answers}
+    seconds = {key: run.seconds[key] for key in answers}
+    result = summary(replace(run, answers=answers, seconds=seconds))
     text = json.dumps(result, indent=1, ensure_ascii=False)
     w2s.write_file(out / f"{task.name}.json", text)
-    run.path.unlink(missing_ok=True)
+    if len(answers) == len(run.answers):
+        run.path.unlink(missing_ok=True)
     return result
 
 

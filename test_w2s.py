@@ -3475,6 +3475,18 @@ def test_other_questions_do_not_resume_a_run(tiny, killed, finetunings):
     assert len(finetunings) == 3 + 5 and killed.read_text() == kept
 
 
+def test_kept_answers_of_other_seeds_and_methods_change_no_result(tiny, tmp_path, finetunings):
+    with pytest.raises(KeyboardInterrupt):
+        tiny_experiment(tiny, tmp_path / "kept", seeds=[1, 0], methods=["naive"])
+    options = {"seeds": [0, 1], "methods": ["unaltered"]}
+    result = tiny_experiment(tiny, tmp_path / "kept", **options)
+    alone = tiny_experiment(tiny, tmp_path / "alone", **options)
+    assert result["supervisors"] == alone["supervisors"]
+    assert result["answers"] == alone["answers"]
+    (kept,) = (tmp_path / "kept").glob("*.partial.json")  # naive, seed 1, would be lost
+    assert f"{tasks.DEFAULT}/1/naive" in json.loads(kept.read_text())["answers"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_damaged_file_of_a_run_is_named(tiny, killed, text):
     killed.write_text(text)
