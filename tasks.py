@@ -453,8 +453,9 @@ def experiment(task, lm, out, methods, seeds, ladder):
 
 
 def open_run(task, lm, out):
-    """A Cell, with what an interrupted run of the same task, model and settings has kept."""
+    """A Cell, with what an interrupted run of the same code, task and model has kept."""
     settings = {
+        "code": w2s.digest([Path(file).read_text("utf-8") for file in (w2s.__file__, __file__)]),
         "data": w2s.digest([task.teach, task.train, task.test]),
         "max_new_tokens": task.max_new_tokens,
         "n_icl": task.n_icl,
@@ -1230,15 +1231,18 @@ def peak_memory(device):
 # 8. Command line
 # -------------------------------------------------------------------------------------------------
 
+TASKS = "persona,math,explanation,theory"
+QUICK_TASKS = "persona,theory"
+
 
 def parse_arguments(argv):
     """The command line; W2SError for a mistake in it."""
     parser = w2s.Parser("tasks.py", description="Small experiments after those of the paper.")
     option = parser.add_argument
     option("command", nargs="?", default="run", help="bench: measure the speed of this machine")
-    option("--task", default="persona,math,explanation,theory",
-           help="experiments, separated by commas (default: %(default)s); there is also bias")
-    option("--quick", action="store_true", help="persona on less data, and theory")
+    option("--task", help=f"experiments, separated by commas (default: {TASKS}, with --quick "
+           f"{QUICK_TASKS}); there is also bias")
+    option("--quick", action="store_true", help="less data")
     option("--full", action="store_true", help="all methods, four supervisors, three seeds: hours")
     option("--methods", help="rows of the tables besides the supervisor, separated by commas: "
            f"{', '.join(METHODS)} (default: {','.join(MAIN)}, with --full all)")
@@ -1284,7 +1288,7 @@ def main(argv=None):
 
 def chosen_tasks(args):
     """{name: Task} of the command line's tasks, None for theory; W2SError for a mistake in them."""
-    names = ["persona", "theory"] if args.quick else args.task.split(",")
+    names = (args.task or (QUICK_TASKS if args.quick else TASKS)).split(",")
     if args.data and "math" not in names:
         raise W2SError("--data is for the math task, which is not among those to run: see --task")
     tasks = {}

@@ -3494,6 +3494,27 @@ def test_a_damaged_file_of_a_run_is_named(tiny, killed, text):
         tiny_experiment(tiny, killed.parent)
 
 
+def test_other_code_does_not_resume_a_run(tiny, killed, finetunings, monkeypatch, tmp_path):
+    changed = tmp_path / "changed.py"
+    changed.write_text(Path(tasks.__file__).read_text("utf-8") + "# another rule")
+    monkeypatch.setattr(tasks, "__file__", str(changed))
+    kept = killed.read_text()
+    tiny_experiment(tiny, killed.parent)
+    assert len(finetunings) == 3 + 5 and killed.read_text() == kept
+
+
+@pytest.mark.parametrize("options, names", [
+    ([], ["persona", "math", "explanation", "theory"]),
+    (["--quick"], ["persona", "theory"]),
+    (["--quick", "--task", "math"], ["math"]),
+])
+def test_quick_is_less_data_for_the_tasks_asked_for(options, names):
+    chosen = tasks.chosen_tasks(tasks.parse_arguments(options))
+    assert list(chosen) == names
+    sizes = [len(task.test) for task in chosen.values() if task]
+    assert sizes[0] == (100 if options else 200)
+
+
 def test_without_a_label_the_model_stays_as_it_is(tiny, tmp_path, capsys):
     cell = tasks.Cell(tiny_task(), tiny, tmp_path / "cell", {}, {}, {})
     assert cell.learn([None] * 8) == cell.ask(tiny)

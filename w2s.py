@@ -648,8 +648,8 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
         block = pairs_that_fit(lm, block, n_icl)
         if not block:
             raise W2SError(
-                f"no weak answer in block {len(prompts)} of {n_icl} is short enough to infer the "
-                "concept from: lower n_icl"
+                f"no weak answer in block {len(prompts) + 1} (of {n_icl} questions) is short "
+                "enough to infer the concept from: lower n_icl"
             )
         texts = [f"Question: {last_message(q)}\nAnswer: {a}" for q, a in block]
         prompts.append(as_conversation(INFER_CONCEPT.format(pairs="\n\n".join(texts))))
@@ -773,7 +773,8 @@ def whole_answers(lm, conversations, weak_answers, max_new_tokens):
 
 def usual_length(lm, weak_answers):
     """The default of max_new_tokens: 1.25 q + 8, q being the third quartile of the weak answers'
-    lengths in tokens; at most half of lm's context. By agreement, examples are no longer either.
+    lengths in tokens; at most half of lm's context. The examples of refine_by_agreement are no
+    longer than that.
 
     Weak answers that were cut or repeat themselves do not count, unless there are no others.
     """
@@ -833,9 +834,9 @@ def refine_by_agreement(
     n_icl: examples per query; None means 8, or half of the questions with a good weak answer if
         those are fewer than 16. No example is longer than `usual_length`.
     draws: the most answers per question. The first is given after random good weak examples; each
-        later one after some of the best 1.5 n_icl answers so far, see `ranked_examples`. There is
-        no third if two bring as many good labels as are kept. Of the good answers drawn for a
-        question, the one that agrees most with the plain answer is taken.
+        later one after some of the best 1.5 n_icl answers so far, see `ranked_examples`. From the
+        second on, drawing stops when there are as many good labels as are to be kept. Of the good
+        answers drawn for a question, the one that agrees most with the plain answer is taken.
     keep: the share of the questions to keep, in (0, 1]: those whose answers agree most with the
         plain ones; fewer if fewer questions have a good answer.
     show_plain: put the model's plain answer before each question, in the examples too. This
@@ -849,7 +850,7 @@ def refine_by_agreement(
         raise W2SError(f"keep={keep} must be above 0 and at most 1, draws={draws} at least 1")
     usual = usual_length(lm, weak_answers)
     max_new_tokens = max_new_tokens or usual
-    # 0. The plain answers. They are compared, not learnt, so a cut one will do.
+    # 0. The plain answers. They are compared, or shown, but not learnt: a cut one will do.
     raw_plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in raw_plain]
     concept = Concept(questions, weak_answers, plain)
@@ -867,7 +868,7 @@ def refine_by_agreement(
         drawn += ask(lm, share_examples(asked, pairs, n_icl, most, rng), max_new_tokens)
         most = math.ceil(1.5 * n_icl)
         good = best_of(questions, plain, drawn, concept)
-        # One draw is never enough: only the second one follows the best examples.
+        # No stop after the first draw: only later ones follow the best examples.
         if draw > 0 and len(questions) - good.count(None) >= keep * len(questions):
             break
     # 2. The labels: the best of a question's answers, of the best share of the questions.
@@ -885,7 +886,8 @@ def ranked_examples(questions, plain, answers, concept):
     answers are first, then those that show the concept best.
     """
     n = len(questions)
-    rare = math.log(n)  # the weight of a word that one question's answers alone have
+    # The weight of a word that only one question's plain answer has: all its rows have it.
+    rare = math.log(n)
     agreed = agreement(zip(itertools.cycle(questions), itertools.cycle(plain), answers))
     ranks = []
     for k, answer in enumerate(answers):
@@ -927,12 +929,13 @@ class Concept:
     weight: {mark: log(share of weak answers that have it / share of plain answers that do)}. Marks
     are words and punctuation. Only those in at least max(4, questions / 5) of the weak and plain
     answers together count, as rare words are content, not concept. And only those five times as
-    frequent in one kind as in the other: the strong model's own words are in its refined answers,
-    too, and many that say little would outweigh the few of the concept. Half an answer is added to
-    each count, so that no log is infinite. An answer's score is the mean weight of its marks and of
-    two more of weight 0, as one mark alone proves little; it has the concept if its score is nearer
-    to the weak answers' mean than to the plain answers'. visible: whether the share of weak answers
-    that have it is at least 0.5 above that of plain ones; if not, `has` is always true.
+    frequent in one kind as in the other: a refined answer has many of the strong model's own words,
+    whose small weights together would outweigh the few marks of the concept. Half an answer is
+    added to each count, so that no log is infinite. An answer's score is the mean weight of its
+    marks and of two more of weight 0, as one mark alone proves little; it has the concept if its
+    score is nearer to the weak answers' mean than to the plain answers'. visible: whether the share
+    of weak answers that have it is at least 0.5 above that of plain ones; if not, `has` is always
+    true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -1017,8 +1020,8 @@ def agreement(rows):
     in nats, of n rows (question, plain answer, answer).
 
     It is the sum of log(n / df) over the words that both have and the question has not, df
-    being the number of the n questions of which either answer has the word (inverse document
-    frequency): words that all answers share, such as the phrases of a persona, weigh nothing.
+    being the number of rows in which either answer has the word (inverse document frequency):
+    words that all answers share, such as the phrases of a persona, weigh nothing.
     """
     common, df = [], Counter()
     for question, plain, answer in rows:
@@ -2229,10 +2232,10 @@ def parse_arguments(argv):
            "iar (infer the concept and respond) or improve (the model rewrites the weak answer)")
     option("--n-icl", type=whole_number,
            help="examples in a context (default: agreement 8 or fewer, icl 4, iar 8)")
-    option("--keep", type=nonnegative, help="agreement: share of the answers to keep (0.5)")
+    option("--keep", type=nonnegative, help="agreement: share of the questions to keep (0.5)")
     option("--seed", type=whole_number, help="agreement and icl: seed of the examples (0)")
     option("--max-new-tokens", type=positive, help="most tokens of an answer (default: about 1.25 "
-           "times the third quartile of the weak answers)")
+           "times the third quartile of the weak answers' lengths)")
 
     option = command("finetune", "a model that answers like this without examples",
                      "GGUF file to write")
