@@ -139,21 +139,23 @@ def facts(table):
 
 def math_task(data):
     """Word problems, answered by a worked line and "#### number"; data: a file of GSM8K or None."""
-    if data:
+    if data is not None:
         rows = w2s.read_jsonl(data, gsm8k, '{"question": "...", "answer": "... #### number"}')
+        rows = list({row[0]: row for row in rows}.values())  # a problem is in one split only
     else:
         rows = word_problems(random.Random(1))
     if len(rows) <= 130:
-        raise W2SError(f"{data}: {len(rows)} problems are too few: at least 131 are needed")
+        raise W2SError(f"{data}: {len(rows)} different problems are too few: 131 are needed")
     random.Random(0).shuffle(rows)
     return split("math", rows, 30, 100, r"####\s*-?[\d,.]*\d", content=right_number,
-                 max_new_tokens=200 if data else 64, n_icl=3)
+                 max_new_tokens=64 if data is None else 200, n_icl=3)
 
 
 def gsm8k(row):
     """(question, key, gold answer) of a problem of GSM8K."""
     key = row["answer"].split("#### ")[1].strip()
-    float(key.replace(",", ""))  # ValueError if it is no number
+    if not math.isfinite(float(key.replace(",", ""))):  # ValueError if it is no number
+        raise ValueError("the number is not finite")
     return row["question"].strip(), key, row["answer"]
 
 
@@ -231,6 +233,8 @@ def supervisor(cell):
     n = cell.lm.model.config.layers
     missing = [i * n // 30 for i in SUPERVISORS[cell.supervisor]]  # of 30, see there
     layers = [i for i in range(n) if i not in missing]
+    if not layers:
+        raise W2SError(f"a model of {n} layers is too small to make a weak supervisor of it")
     weak = taught(cell, layers)
     cell.once("weak_labels", cell.ask, weak, cell.task.train)
     return cell.ask(weak)
@@ -267,10 +271,20 @@ def bootstrap(cell):
 def refined(cell, refiner, **options):
     """Learns the labels that refiner(lm, questions, weak answers, ...) makes of the weak ones."""
     labels = cell.once(
-        f"{cell.method}_labels", refiner, cell.lm, questions_of(cell.task.train), cell.weak_labels,
-        max_new_tokens=cell.task.max_new_tokens, **options
+        f"{cell.method}_labels", labels_or_none, refiner, cell.lm, questions_of(cell.task.train),
+        cell.weak_labels, max_new_tokens=cell.task.max_new_tokens, **options
     )
     return cell.learn(labels)
+
+
+def labels_or_none(refiner, lm, questions, weak_answers, **options):
+    """The labels of a refiner; None for each, and a notice, where it finds no good one at all: the
+    other methods' rows are to be had all the same."""
+    try:
+        return refiner(lm, questions, weak_answers, **options)
+    except W2SError as e:
+        w2s.notice(f"no label: {e}")
+        return [None] * len(questions)
 
 
 def algorithm_1(cell):
@@ -1265,7 +1279,7 @@ def main(argv=None):
     if args.command != "run":
         raise W2SError(f"unknown command {args.command!r}: use bench, or --task for a task")
     methods, ladder, n_seeds = (METHODS, SUPERVISORS, 3) if args.full else (MAIN, [], 1)
-    if args.methods:
+    if args.methods is not None:
         methods = args.methods.split(",")
         for name in methods:
             if name not in METHODS:
@@ -1289,7 +1303,7 @@ def main(argv=None):
 def chosen_tasks(args):
     """{name: Task} of the command line's tasks, None for theory; W2SError for a mistake in them."""
     names = (args.task or (QUICK_TASKS if args.quick else TASKS)).split(",")
-    if args.data and "math" not in names:
+    if args.data is not None and "math" not in names:
         raise W2SError("--data is for the math task, which is not among those to run: see --task")
     tasks = {}
     for name in names:

@@ -1794,8 +1794,9 @@ def test_a_number_of_examples_that_cannot_be_is_refused(client, refiner, n_icl):
 
 @pytest.mark.parametrize("refiner", [*REFINERS, w2s.infer_and_respond, w2s.ask_to_improve])
 def test_an_empty_weak_answer_is_named(client, refiner):
-    with pytest.raises(w2s.W2SError, match="weak answer 1 is empty"):
-        refiner(client, NUMBERS[:2], ["a", " \n"])
+    for nothing in (" \n", None):  # None: what a refiner did not keep
+        with pytest.raises(w2s.W2SError, match="weak answer 1 is empty"):
+            refiner(client, NUMBERS[:2], ["a", nothing])
     with pytest.raises(ValueError, match="2 questions and 1 weak answers"):
         refiner(client, NUMBERS[:2], ["a"])
     assert not client.calls
@@ -2092,12 +2093,25 @@ class Forgetful(Client):
         return ["an answer"] * (len(conversations) - 1)
 
 
+class Silent(Client):
+    """It forgets to return its answers."""
+
+    def generate(self, conversations, max_new_tokens):
+        pass
+
+
 @pytest.mark.parametrize(
     "refiner", [w2s.refine, w2s.refine_by_agreement, w2s.infer_and_respond, w2s.ask_to_improve]
 )
-def test_a_client_that_forgets_an_answer_is_noticed(refiner):
+@pytest.mark.parametrize("client_class", [Forgetful, Silent])
+def test_a_client_that_forgets_an_answer_is_noticed(client_class, refiner):
     with pytest.raises(w2s.W2SError, match="a text for each of"):
-        refiner(Forgetful(), NUMBERS, WEAK)
+        refiner(client_class(), NUMBERS, WEAK)
+
+
+def test_one_question_in_place_of_a_list_is_noticed(tiny):
+    with pytest.raises(TypeError, match="a list, even of one question"):
+        tiny.generate("What is a quasar?")
 
 
 def test_hindi_words_keep_their_vowel_signs():
@@ -2172,6 +2186,7 @@ def test_the_share_to_keep_is_of_all_answers_and_the_first_of_equals_stay():
     assert kept == ["b x", None, "b z", None]
     assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, ["a"] * 3, 0.5) == ["a", "a", None]
     assert w2s.keep_agreed(["q"] * 3, ["a"] * 3, [None, "b", "a"], 0.5) == [None, "b", "a"]
+    assert w2s.keep_agreed(["q"] * 100, ["a"] * 100, ["a"] * 100, 0.07).count("a") == 7
 
 
 def test_plain_answers_stand_before_the_questions(client):
@@ -2686,21 +2701,39 @@ def test_a_data_file_that_cannot_be_read_is_named(tiny_options, tmp_path, capsys
     assert message in error and "data.jsonl" in error
 
 
-def test_the_data_are_not_overwritten(weak_file, tiny_options, capsys):
-    assert cli("finetune", "--data", weak_file, "--out", weak_file, *tiny_options) == 2
-    assert "would overwrite" in only_error(capsys)
-    side_file = weak_file.rename(weak_file.with_suffix(".answers"))
-    out = side_file.with_suffix("")
-    assert cli("refine", "--data", side_file, "--out", out, *tiny_options) == 2
-    assert "would overwrite" in only_error(capsys) and side_file.exists()
+@pytest.mark.parametrize("suffix", ["", ".part", ".answers"])  # the last two: while it is made
+@pytest.mark.parametrize("option", ["--data", "--model"])
+@pytest.mark.parametrize("command", ["refine", "finetune"])
+def test_data_and_model_are_not_overwritten(command, option, suffix, weak_file, tmp_path, capsys):
+    read = weak_file.rename(tmp_path / f"out{suffix}")
+    old = read.read_text()
+    assert cli(command, option, read, "--out", tmp_path / "out") == 2
+    assert "would overwrite" in only_error(capsys) and read.read_text() == old
 
 
-def test_a_refinement_that_keeps_nothing_leaves_the_old_file(weak_file, tiny_options, capsys):
-    old = weak_file.read_text()
+@pytest.mark.parametrize("name", ["no_such_folder/out", "no_such_folder/", "x" * 255])
+def test_an_output_that_cannot_be_written_is_named_before_the_work(name, tmp_path, capsys):
+    assert cli("finetune", "--model", "none", "--out", f"{tmp_path}/{name}") == 2
+    error = only_error(capsys)
+    assert name.strip("/") in error and "none" not in error and not list(tmp_path.iterdir())
+
+
+def test_an_error_while_a_file_is_written_names_it(tmp_path):
+    with pytest.raises(w2s.W2SError, match="model.gguf: could not be written .*No space left"):
+        with w2s.replacing(tmp_path / "model.gguf"):
+            raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refinement_that_keeps_nothing_leaves_the_old_file(
+    weak_file, tiny_options, tmp_path, capsys
+):
+    old = tmp_path / "old.jsonl"
+    old.write_text("old")
     options = ["--method", "icl", "--n-icl", 1, "--max-new-tokens", 1, *tiny_options]
-    assert cli("refine", "--data", weak_file, "--out", weak_file, *options) == 2
+    assert cli("refine", "--data", weak_file, "--out", old, *options) == 2
     assert "no answer is whole: raise --max-new-tokens" in capsys.readouterr().err
-    assert weak_file.read_text() == old
+    assert old.read_text() == "old"
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[1]", b'{"a": "b"', b"7"])
@@ -3299,13 +3332,15 @@ def test_gsm8k_runs_on_its_own_file(tmp_path):
 
 
 def test_a_short_gsm8k_file_is_refused(tmp_path):
-    with pytest.raises(w2s.W2SError, match="130 problems are too few"):
-        tasks.make_task("math", data=gsm8k_file(tmp_path / "gsm8k.jsonl", 130))
+    path = gsm8k_file(tmp_path / "gsm8k.jsonl", 130)
+    path.write_text(path.read_text() + "\n" + path.read_text())  # a problem counts once
+    with pytest.raises(w2s.W2SError, match="130 different problems are too few"):
+        tasks.make_task("math", data=path)
 
 
 def test_a_line_that_is_not_gsm8k_is_named(tmp_path):
     path = tmp_path / "gsm8k.jsonl"
-    for answer in ("b", "b #### 3/4", 7):
+    for answer in ("b", "b #### 3/4", "b #### inf", 7):
         path.write_text(json.dumps({"question": "a", "answer": answer}))
         with pytest.raises(w2s.W2SError, match="line 1"):
             tasks.make_task("math", data=path)
@@ -3531,6 +3566,21 @@ def test_a_method_without_a_label_has_a_row_without_scores(tiny, tmp_path, monke
     monkeypatch.setattr(w2s, "is_whole", always(False))
     rows = tiny_experiment(tiny, tmp_path, methods=["algorithm_1"])["supervisors"][tasks.DEFAULT]
     assert rows["algorithm_1_labels"] == {"kept": 0.0} and rows["algorithm_1"]["content"]
+
+
+def test_without_a_good_answer_the_other_methods_have_their_rows(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(w2s.Concept, "has", always(False))
+    rows = tasks.experiment(tiny_task(), tiny, tmp_path, ["by_agreement", "naive"], [0], [])
+    rows = rows["supervisors"][tasks.DEFAULT]
+    assert rows["by_agreement_labels"] == {"kept": 0.0} and rows["naive"]["content"]
+    assert "no label: n_icl=" in capsys.readouterr().err
+
+
+def test_a_model_of_few_layers_has_no_weaker_one(tiny, tmp_path):
+    with pytest.raises(w2s.W2SError, match="a model of 1 layers is too small"):
+        tiny_experiment(tiny.copy([1]), tmp_path)
 
 
 @pytest.fixture(scope="module")

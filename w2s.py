@@ -684,7 +684,7 @@ def ask_to_improve(lm, questions, weak_answers, max_new_tokens=None):
 
 def ask(lm, conversations, max_new_tokens):
     """lm's answers to conversations; W2SError if a client does not give a text for each."""
-    answers = list(lm.generate(conversations, max_new_tokens))
+    answers = list(lm.generate(conversations, max_new_tokens) or [])
     if list(map(type, answers)) != [str] * len(conversations):
         raise W2SError(f"the model must give a text for each of {len(conversations)} conversations")
     return answers
@@ -731,7 +731,7 @@ def check_pairs(questions, weak_answers, n_icl):
     if len(questions) != len(weak_answers):
         raise ValueError(f"{len(questions)} questions and {len(weak_answers)} weak answers")
     for i, answer in enumerate(weak_answers):
-        if not answer.strip():
+        if not (answer or "").strip():
             raise W2SError(f"weak answer {i} is empty: leave that pair out")
     check_number(zip(questions, weak_answers), n_icl, "with a weak answer")
 
@@ -760,7 +760,9 @@ def is_whole(answer):
 def whole_answers(lm, conversations, weak_answers, max_new_tokens):
     """lm's answers to conversations, with None for those that are not whole; a notice says how many
     those are. max_new_tokens: None means `usual_length`."""
-    answers = ask(lm, conversations, max_new_tokens or usual_length(lm, weak_answers))
+    if max_new_tokens is None:
+        max_new_tokens = usual_length(lm, weak_answers)
+    answers = ask(lm, conversations, max_new_tokens)
     whole = [answer if is_whole(answer) else None for answer in answers]
     lost = whole.count(None)
     if lost:
@@ -849,7 +851,8 @@ def refine_by_agreement(
     if not 0 < keep <= 1 or draws < 1:
         raise W2SError(f"keep={keep} must be above 0 and at most 1, draws={draws} at least 1")
     usual = usual_length(lm, weak_answers)
-    max_new_tokens = max_new_tokens or usual
+    if max_new_tokens is None:
+        max_new_tokens = usual
     # 0. The plain answers. They are compared, or shown, but not learnt: a cut one will do.
     raw_plain = ask(lm, [as_conversation(q) for q in questions], max_new_tokens)
     plain = [answer.removesuffix(CUT) for answer in raw_plain]
@@ -1087,7 +1090,8 @@ def keep_agreed(questions, plain_answers, answers, keep=0.5):
     agreed = agreement(zip(questions, plain_answers, [answer or "" for answer in answers]))
     there = [i for i, answer in enumerate(answers) if answer is not None]
     best = sorted(there, key=agreed.__getitem__, reverse=True)
-    kept = set(best[: math.ceil(keep * len(answers))])
+    most = math.ceil(keep * len(answers) - 1e-9)  # 0.07 * 100 is a little more than 7
+    kept = set(best[:most])
     return [answer if i in kept else None for i, answer in enumerate(answers)]
 
 
@@ -1223,7 +1227,7 @@ def replacing(path):
     path = check_out(path)
     part = Path(f"{path}.part")
     try:
-        with open(part, "wb") as file:
+        with explained(path, "could not be written"), open(part, "wb") as file:
             yield file
         part.replace(path)
     finally:
@@ -1837,6 +1841,8 @@ class LM:
 
         answer_lengths: the tokens to leave free for each answer.
         """
+        if isinstance(conversations, str):
+            raise TypeError("conversations must be a list, even of one question")
         prompts = []
         for conversation, new in zip(conversations, answer_lengths, strict=True):
             context, turn = self.tokenizer.chat(as_conversation(conversation))
@@ -2116,13 +2122,15 @@ def write_file(path, text):
 
 def check_out(path, size=0):
     """W2SError unless the file can be written and its disk has `size` bytes free."""
+    is_folder = str(path).endswith("/")
     path = Path(os.path.realpath(path))
-    folder = path.parent
-    if path.exists() and not path.is_file():
+    if is_folder or path.exists() and not path.is_file():
         raise W2SError(f"{path}: is a folder or a device: name a file, or - for standard output")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise W2SError(f"{path}: its folder does not exist or cannot be written to: make it first")
-    if shutil.disk_usage(folder).free < size:
+    with explained(path, "cannot be written: its folder must exist and be yours to write to"):
+        part = Path(f"{path}.part")  # see `replacing`
+        part.touch()
+        part.unlink(missing_ok=True)  # another process may have done it
+    if shutil.disk_usage(path.parent).free < size:
         raise W2SError(f"{path}: needs {size // 2**20} MiB: free some space")
     return path
 
@@ -2255,10 +2263,12 @@ def main(argv=None):
     """The command line: refine, finetune and generate."""
     args = parse_arguments(argv)
     if args.out != "-":
+        out = os.path.realpath(args.out)
+        written = {out, f"{out}.part", os.path.realpath(f"{args.out}.answers")}
+        for path in (getattr(args, "data", None), args.model):
+            if path and os.path.realpath(path) in written:
+                raise W2SError(f"--out {args.out}: would overwrite {path}: choose another name")
         check_out(args.out)
-        written = args.out + (".answers" if args.command == "refine" else "")
-        if "data" in args and os.path.realpath(args.data) == os.path.realpath(written):
-            raise W2SError(f"--out {args.out}: would overwrite {args.data}: choose another name")
     elif args.command == "finetune":
         raise W2SError("--out FILE is missing: a model cannot go to standard output")
     {"refine": run_refine, "finetune": run_finetune, "generate": run_generate}[args.command](args)
@@ -2336,7 +2346,7 @@ def run(command):
             sys.stdout = None  # or Python would try once more at its exit
     except (MemoryError, RuntimeError) as e:
         reason = (str(e) or "out of memory").splitlines()[0]
-        if not re.search("out of memory|allocate", reason):
+        if not re.search("out of memory|allocate|overflow", reason):
             raise
         remedy = "lower --rank or --max-new-tokens, or leave the GPU with --device cpu"
         text = f"error: {reason}: {remedy}"
