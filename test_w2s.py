@@ -1388,6 +1388,31 @@ def test_the_loss_is_that_of_the_answers_and_their_end_tokens_alone(tiny):
     assert start == len(losses)
 
 
+def test_long_rows_go_through_the_model_in_parts_with_the_same_gradient(
+    tiny, factored, monkeypatch
+):
+    rows = tiny.answer_rows(QUESTIONS, ANSWERS)
+    factors = [factor for layer in factored for factor in (layer.a, layer.b)]
+    sizes, real, gradients = [], tiny.answer_loss, []
+
+    def noted(part, confidence):
+        sizes.append(len(part))
+        return real(part, confidence)
+
+    monkeypatch.setattr(tiny, "answer_loss", noted)
+    longest = max(map(w2s.row_length, rows))
+    for limit in (len(rows) * longest, 3 * longest, 1):
+        monkeypatch.setattr(w2s, "TOKENS_AT_A_TIME", limit)
+        loss = w2s.add_gradients(tiny, rows, 0.0)
+        assert loss.item() == pytest.approx(real(rows).mean().item(), rel=1e-5)
+        gradients.append(torch.cat([factor.grad.flatten() for factor in factors]))
+        for factor in factors:
+            factor.grad = None
+    assert sizes == [8, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    for parts in gradients[1:]:
+        torch.testing.assert_close(parts, gradients[0], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("times", [1, 8])  # a small batch; one whose blocks run twice
 def test_the_gradient_of_the_factors_is_that_of_the_plain_loss(tiny, factored, times):
     # Shared beginning, right padding, answer positions only: nothing of it changes a gradient.
@@ -1520,14 +1545,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tiny):
 def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_last_good_step(tiny, monkeypatch):
     rows, step_losses = tiny.answer_rows(QUESTIONS, ANSWERS), []
     start = loss_by_hand(tiny, rows).item()
-    real = w2s.batch_loss
+    real = w2s.add_gradients
 
     def fail_at_step_4(lm, batch, confidence):
         with torch.no_grad():
             step_losses.append(loss_by_hand(lm, rows).item())
         return real(lm, batch, confidence) * (float("nan") if len(step_losses) == 4 else 1)
 
-    monkeypatch.setattr(w2s, "batch_loss", fail_at_step_4)
+    monkeypatch.setattr(w2s, "add_gradients", fail_at_step_4)
     with pytest.raises(w2s.W2SError, match="at step 4 of 9"):
         w2s.finetune(tiny, QUESTIONS, ANSWERS, epochs=9, lr=1e-2)
     assert step_losses[0] == pytest.approx(start) and step_losses[3] < 0.99 * start
@@ -1535,13 +1560,13 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_of_the_last_good_step(tiny
 
 
 def test_a_gradient_that_is_not_finite_changes_no_weight(tiny, monkeypatch):
-    before, real = weights_of(tiny), w2s.batch_loss
+    before, real = weights_of(tiny), tiny.answer_loss
 
-    def loss_with_infinite_slope(lm, rows, confidence):
-        loss = real(lm, rows, confidence)
+    def loss_with_infinite_slope(rows, confidence):
+        loss = real(rows, confidence)
         return loss + torch.sqrt(loss - loss.detach())  # sqrt'(0) is infinite
 
-    monkeypatch.setattr(w2s, "batch_loss", loss_with_infinite_slope)
+    monkeypatch.setattr(tiny, "answer_loss", loss_with_infinite_slope)
     with pytest.raises(w2s.W2SError, match="at step 1 of 20"):
         w2s.finetune(tiny, QUESTIONS, ANSWERS)
     assert same(weights_of(tiny), before)

@@ -508,8 +508,7 @@ def finetune(
     try:
         for step, part in enumerate(bar):
             share = confidence * min(1, 5 * step / steps)
-            loss = batch_loss(lm, [rows[i] for i in part], share)
-            loss.backward()
+            loss = add_gradients(lm, [rows[i] for i in part], share)
             losses.append(reduce_gradients(factors, loss))
             norm = nn.utils.clip_grad_norm_(factors, 1.0).item()
             if not math.isfinite(losses[-1] + norm):
@@ -556,19 +555,36 @@ class LowRank:
         self.layer.weight = nn.Parameter(w, requires_grad=False)
 
 
-def batch_loss(lm, rows, confidence):
-    """This process's part of a batch's mean loss per token, a scalar: the parts add up to it."""
+# Tokens, with padding, that pass through the model together: a batch of eight answers of 1800 words
+# would need over 20 GB. A longer row goes alone.
+TOKENS_AT_A_TIME = 4096
+
+
+def add_gradients(lm, rows, confidence):
+    """Add this process's part of the gradients of a batch's mean loss per token; returns its part
+    of that loss, a scalar tensor."""
     process, processes = rank_and_world_size()
     tokens = sum(len(answer) for _, answer in rows)
     mine = rows[process::processes] or rows[:1]
-    loss = lm.answer_loss(mine, confidence).sum() / tokens
-    # A process without a row needs gradients for all_reduce, too: zeros, from another's row.
-    return loss if process < len(rows) else 0 * loss
+    longest, total = max(map(row_length, mine)), 0
+    for part in chunks(mine, max(1, TOKENS_AT_A_TIME // longest)):
+        loss = lm.answer_loss(part, confidence).sum() / tokens
+        # A process without a row needs gradients for all_reduce, too: zeros, from another's row.
+        loss = loss if process < len(rows) else 0 * loss
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def row_length(row):
+    """The number of tokens of a row ((context, turn), answer)."""
+    (context, turn), answer = row
+    return len(context) + len(turn) + len(answer)
 
 
 def reduce_gradients(factors, loss):
     """Sum gradients and loss over the processes, in one call; returns the loss as a float."""
-    tensors = [loss.detach(), *(p.grad for p in factors)]
+    tensors = [loss, *(p.grad for p in factors)]
     if rank_and_world_size()[1] > 1:
         flat = nn.utils.parameters_to_vector(tensors)
         dist.all_reduce(flat)
@@ -589,7 +605,7 @@ def chunks(items, size):
 
 def epochs_of_batches(rows, epochs, batch, rng):
     """Row numbers of each step: random batches of similar length, every row once an epoch."""
-    length = [len(context) + len(turn) + len(answer) for (context, turn), answer in rows]
+    length = list(map(row_length, rows))
     for _ in range(epochs):
         order = list(range(len(rows)))
         rng.shuffle(order)
