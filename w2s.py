@@ -555,9 +555,9 @@ class LowRank:
         self.layer.weight = nn.Parameter(w, requires_grad=False)
 
 
-# Tokens, with padding, that pass through the model together: a batch of eight answers of 1800 words
-# would need over 20 GB. A longer row goes alone.
-TOKENS_AT_A_TIME = 4096
+# Tokens, with padding, that pass through the model together: eight rows of this length would need
+# over 20 GB, one needs 4. A longer row goes alone.
+TOKENS_AT_A_TIME = 2048
 
 
 def add_gradients(lm, rows, confidence):
