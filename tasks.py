@@ -1302,7 +1302,8 @@ def main(argv=None):
 
 def chosen_tasks(args):
     """{name: Task} of the command line's tasks, None for theory; W2SError for a mistake in them."""
-    names = (args.task or (QUICK_TASKS if args.quick else TASKS)).split(",")
+    default = QUICK_TASKS if args.quick else TASKS
+    names = (default if args.task is None else args.task).split(",")
     if args.data is not None and "math" not in names:
         raise W2SError("--data is for the math task, which is not among those to run: see --task")
     tasks = {}

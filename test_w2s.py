@@ -3717,6 +3717,7 @@ def test_ctrl_c_says_how_to_resume(tiny_path, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("argv, message", [
     (["bensch"], "unknown command 'bensch'"),
     (["--task", "poetry"], "unknown task 'poetry'"),
+    (["--task", ""], "unknown task ''"),
     (["--persona", "elf"], "unknown persona 'elf'"),
     (["--methods", "naive,magic"], "there is no 'magic', only weak, unaltered, "),
     (["--task", "persona", "--data", "gsm8k.jsonl"], "--data is for the math task"),
