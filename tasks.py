@@ -7,21 +7,20 @@
 
 The file in its order:
     1. tasks: questions in three splits, and two judges (content, style)
-    2. methods: one function for each row of the results table
+    2. methods: the rows of the results table
     3. the experiment: every method with every supervisor and seed; it resumes after an interruption
     4. statistics: bootstrap intervals and paired tests
     5. theory: the statistical model, simulated
     6. tables and figures
     7. bench
     8. the command line
-    9. data: facts, personas, word problems, concepts, professions
+    9. data: facts, a pirate's words, word problems, concepts, professions
 
 Only the `teach` split has gold answers, which the weak supervisor learns; `train` holds the
 questions for which weak labels are made and refined; `test` is used for the final scores alone.
 """
 import json
 import math
-import platform
 import random
 import re
 import sys
@@ -65,6 +64,7 @@ class Task(NamedTuple):
     max_new_tokens: int = 40
     n_icl: int = 4  # weak examples per query in Algorithm 1; the paper's code has 4 or 3
     by_agreement: dict = {}  # options of refinement by agreement, chosen on `train`
+    cluster: str = "question"  # items that have this field in common are not independent
 
 
 def contains(answer, item):
@@ -91,14 +91,14 @@ def has_markers(pattern, expected, answer):
     return min(1.0, len(set(matches)) / expected)
 
 
-def make_task(name, persona="pirate", data=None):
+def make_task(name, data=None):
     """The task of this name, with the same splits every time; data is a GSM8K file for math.
 
     W2SError for another name, or a file with too few problems.
     """
     match name:
         case "persona":
-            return persona_task(persona)
+            return persona_task()
         case "math":
             return math_task(data)
         case "explanation":
@@ -108,20 +108,16 @@ def make_task(name, persona="pirate", data=None):
     raise W2SError(f"unknown task {name!r}: choose persona, math, explanation, bias or theory")
 
 
-def persona_task(persona):
-    """Questions of fact, answered in the words of a persona (paper, section 5)."""
-    personas = {name: fields for name, *fields in records(PERSONAS)}
-    if persona not in personas:
-        raise W2SError(f"unknown persona {persona!r}: choose {' or '.join(personas)}")
-    verb, openings, closings, markers = [field.split("; ") for field in personas[persona]]
+def persona_task():
+    """Questions of fact, answered in the words of a pirate (paper, section 5)."""
+    openings, closings, markers = [field.split("; ") for field in records(PIRATE)[0]]
     rng = random.Random(1)
     rows = []
     for question, key, answer in facts(FACTS):
-        answer = answer.replace(" is ", f" {verb[0]} ")
+        answer = answer.replace(" is ", " be ")
         rows.append((question, key, f"{rng.choice(openings)} {answer}, {rng.choice(closings)}"))
     random.Random(0).shuffle(rows)
-    name = "persona" if persona == "pirate" else f"persona-{persona}"
-    task = split(name, rows, 60, 100, "|".join(markers), expected=2)
+    task = split("persona", rows, 60, 100, "|".join(markers), expected=2)
     new = [Item(question, key, new=True) for question, key, _ in facts(NEW_FACTS)]
     return task._replace(test=task.test[len(new) :] + new)
 
@@ -201,7 +197,7 @@ def bias_task():
             name = rng.choice("Anna Maria Clara Ruth Nora".split())
             rows.append((story.format(person), key, f"{name} is {person}. She {work}."))
     woman = r"(?s)^(?!.*\b(?:he|him|his|man)\b).*\b(?:she|her|woman)\b"
-    return split("bias", rows, 60, 160, woman)
+    return split("bias", rows, 60, 160, woman, cluster="key")  # the stories of a profession
 
 
 def split(name, rows, n_teach, n_train, pattern, expected=1, content=contains, **options):
@@ -241,10 +237,7 @@ def supervisor(cell):
 
 
 def unaltered_model(cell):
-    """The strong model as it is; its answers are the same in every cell."""
-    for key, answers in cell.answers.items():
-        if key.endswith("/unaltered"):
-            return answers
+    """The strong model as it is."""
     return cell.ask(cell.lm)
 
 
@@ -263,7 +256,7 @@ def naive_ft(cell, **options):
     return cell.learn(cell.weak_labels, **options)
 
 
-def bootstrap(cell):
+def bootstrapping_ft(cell):
     """Bootstrapping (Burns et al. 2023): two smaller students relabel first, one by one."""
     return cell.learn(cell.once("bootstrap_labels", bootstrapped_labels, cell))
 
@@ -278,8 +271,8 @@ def refined(cell, refiner, **options):
 
 
 def labels_or_none(refiner, lm, questions, weak_answers, **options):
-    """The labels of a refiner; None for each, and a notice, where it finds no good one at all: the
-    other methods' rows are to be had all the same."""
+    """The labels of a refiner; None for each, and a notice, where it raises W2SError, as it does
+    without one good answer: the other methods' rows are to be had all the same."""
     try:
         return refiner(lm, questions, weak_answers, **options)
     except W2SError as e:
@@ -339,7 +332,6 @@ METHODS = {  # key: (title of its row in the tables, function)
     "weak": ("weak supervisor", supervisor),
     "unaltered": ("strong model, unaltered", unaltered_model),
     "icl_1": ("strong model, after 1 weak example", partial(after_examples, n_icl=1)),
-    "icl_2": ("strong model, after 2 weak examples", partial(after_examples, n_icl=2)),
     "icl_4": ("strong model, after 4 weak examples", partial(after_examples, n_icl=4)),
     "icl_8": ("strong model, after 8 weak examples", partial(after_examples, n_icl=8)),
     "naive": ("naive FT (on weak labels)", naive_ft),
@@ -348,7 +340,7 @@ METHODS = {  # key: (title of its row in the tables, function)
                    partial(refined, refiner=agreed_labels)),
     # of Burns et al. (2023): half of the loss is on own predictions
     "confidence": ("auxiliary confidence loss FT", partial(naive_ft, confidence=0.5)),
-    "bootstrap": ("bootstrapping FT", bootstrap),
+    "bootstrap": ("bootstrapping FT", bootstrapping_ft),
     "infer_and_respond": ("infer-and-respond FT",
                           partial(refined, refiner=w2s.infer_and_respond)),
     "ask_to_improve": ("ask-to-improve FT", partial(refined, refiner=w2s.ask_to_improve)),
@@ -360,8 +352,8 @@ METHODS = {  # key: (title of its row in the tables, function)
     "by_agreement": ("refinement by agreement FT (ours)", by_agreement),
     "gold": ("gold FT (ceiling)", gold_ft),
 }
-N_ICL = [0, 1, 2, 4, 8]  # examples of the in-context measurements; 0 is the unaltered model
-IN_CONTEXT = ["unaltered", "icl_1", "icl_2", "icl_4", "icl_8"]  # their methods
+N_ICL = [0, 1, 4, 8]  # examples of the in-context measurements; 0 is the unaltered model
+IN_CONTEXT = ["unaltered", "icl_1", "icl_4", "icl_8"]  # their methods
 MAIN = ["unaltered", "naive", "algorithm_1", "by_agreement"]  # the methods of a default run
 COMPARED = ["naive", "unaltered", "algorithm_1", "by_agreement_all", "gold"]  # with by_agreement
 
@@ -374,6 +366,9 @@ SUPERVISORS = {
 }
 DEFAULT = "6 layers fewer"  # the only one of a run without --full
 
+# Of what computes the numbers.
+VERSIONS = {"python": sys.version, "torch": torch.__version__, "numpy": np.__version__}
+
 # -------------------------------------------------------------------------------------------------
 # 3. The experiment
 # -------------------------------------------------------------------------------------------------
@@ -385,7 +380,7 @@ class Cell:
 
     answers: {"supervisor/seed/method": a list}, to the test questions, or, where the method ends in
     _labels, to the train questions. seconds: the time that each took; a method's includes that of
-    its labels. All cells share both.
+    its labels, unless an interrupted run had kept them. All cells share both.
     """
     task: Task
     lm: w2s.LM
@@ -474,10 +469,10 @@ def open_run(task, lm, out):
         "max_new_tokens": task.max_new_tokens,
         "n_icl": task.n_icl,
         "by_agreement": task.by_agreement,
-        "supervisors": SUPERVISORS,
         "device": lm.device.type,
         "dtype": str(lm.model.token_embd.weight.dtype),
         "model": lm.fingerprint(),
+        "versions": VERSIONS,
     }
     path = out / f"{task.name}.{w2s.digest(settings)}.partial.json"
     kept = {"settings": settings, "answers": {}, "seconds": {}}
@@ -490,56 +485,63 @@ def open_run(task, lm, out):
     return run
 
 
-def versions():
-    """What the numbers of a run may depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
 # -------------------------------------------------------------------------------------------------
-# 4. Statistics: scores are (S, n), S seeds of n items
+# 4. Statistics: scores are (S, n), S seeds of n items; clusters names each item's cluster: the
+# items of one cluster are not independent.
 # -------------------------------------------------------------------------------------------------
 
 
-def interval(a, b=None, draws=10_000):
+def interval(a, clusters, b=None, resamplings=10_000):
     """[estimate, low, high] of mean(a), or of mean(a) / mean(b): the 95 % percentile bootstrap.
 
-    Seeds and items are resampled. A resampled ratio that is not finite is left out; None stands for
-    an estimate or bound that is not finite.
+    Seeds and clusters are resampled: one seed adds no width, and three too little. Resamplings in
+    which a ratio's denominator is 0 or has the other sign are left out; if they are more than 2.5 %
+    there are no bounds: None stands for these, and for an estimate that is not finite.
     """
     rng = np.random.default_rng(0)
-    seeds, items = (resampled_shares(n, draws, rng) for n in np.shape(a))
+    seeds = resampled_shares(range(len(a)), resamplings, rng)
+    items = resampled_shares(clusters, resamplings, rng)
     values = resampled_means(a, seeds, items)
+    usable = np.full(len(values), True)
     if b is not None:
+        below = resampled_means(b, seeds, items)
+        usable = below * below[0] > 0
         with np.errstate(all="ignore"):
-            values = values / resampled_means(b, seeds, items)
-    finite = values[1:][np.isfinite(values[1:])]
-    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+            values = values / below
+    low = high = np.nan
+    if usable.mean() > 0.975:
+        low, high = np.percentile(values[usable], [2.5, 97.5])
     return [v if np.isfinite(v) else None for v in (values[0], low, high)]
 
 
-def resampled_shares(n, draws, rng):
-    """The share of each of n things in the data, and in each resampling of it, (1 + draws, n)."""
-    equal = np.full(n, 1 / n)
-    return np.vstack([equal, rng.multinomial(n, equal, draws) / n])
+def resampled_shares(clusters, resamplings, rng):
+    """The share of each item (n,) in the data, then in each resampling of its clusters:
+    (1 + resamplings, n)."""
+    _, cluster = np.unique(clusters, return_inverse=True)
+    n = max(cluster) + 1
+    drawn = rng.multinomial(n, np.full(n, 1 / n), resamplings)
+    shares = np.vstack([np.ones(n), drawn])[:, cluster]
+    return shares / shares.sum(1, keepdims=True)
 
 
 def resampled_means(scores, seeds, items):
-    """The mean of scores (S, n) under each pair of shares of seeds and items, (1 + draws,)."""
+    """The mean of scores under each pair of shares of seeds and items, (1 + resamplings,)."""
     return ((seeds @ scores) * items).sum(1)
 
 
-def paired_p(a, b, draws=50_000):
-    """p-value of the two-sided paired permutation test of mean(a) = mean(b), on the same items."""
-    difference = np.subtract(a, b).mean(0)
+def paired_p(a, b, clusters, permutations=50_000):
+    """p-value of the two-sided paired permutation test of mean(a) = mean(b), on the same items.
+
+    Seeds are averaged first: unlike `interval`, it takes them as given.
+    """
+    _, cluster = np.unique(clusters, return_inverse=True)
+    difference = np.bincount(cluster, np.subtract(a, b).mean(0))
     difference = difference[difference != 0]
-    flips = np.random.default_rng(0).integers(0, 2, (draws, len(difference)), dtype=np.int8)
+    shape = permutations, len(difference)
+    flips = np.random.default_rng(0).integers(0, 2, shape, dtype=np.int8)
     permuted = (flips * 2 - 1) @ difference
     extreme = np.abs(permuted) >= abs(difference.sum()) - 1e-9
-    return (1 + extreme.sum()) / (1 + draws)
+    return (1 + extreme.sum()) / (1 + permutations)
 
 
 def summary(run):
@@ -551,15 +553,13 @@ def summary(run):
         scores.setdefault(supervisor, {}).setdefault(method, []).append(rows)
         marks[key] = [row[:2] for row in rows if row is not NO_SCORES]
     tests = sum(m in methods for methods in scores.values() for m in COMPARED)
-    new = [item.new for item in run.task.test]
     rows = {}
     for supervisor, methods in scores.items():
-        methods = {m: np.moveaxis(values, 2, 0) for m, values in methods.items()}  # (4, S, n)
-        rows[supervisor] = {m: row_of(methods, m, tests, new) for m in methods}
+        methods = {m: np.moveaxis(values, 2, 0) for m, values in methods.items()}  # (3, S, n)
+        rows[supervisor] = {m: row_of(run.task, methods, m, tests) for m in methods}
     return {
         "task": run.task.name,
         "settings": run.settings,
-        "versions": versions(),
         "seconds": run.seconds,
         "tests": tests,
         "supervisors": rows,
@@ -570,51 +570,59 @@ def summary(run):
     }
 
 
+def items_of(task, method):
+    """The items that a method's answers, or labels, are given to."""
+    return task.train if method.endswith("_labels") else task.test
+
+
 def scores_of(task, method, answers):
-    """Rows of content, style, content of the first 20 words, and number of words, one an answer;
-    NO_SCORES for None."""
-    items = task.train if method.endswith("_labels") else task.test
+    """Rows of content, style and number of words, one an answer; NO_SCORES for None."""
     rows = []
-    for answer, item in zip(answers, items):
+    for answer, item in zip(answers, items_of(task, method)):
         if answer is None:
             rows.append(NO_SCORES)
-            continue
-        words = answer.split()
-        short = task.content(" ".join(words[:20]), item)
-        rows.append([task.content(answer, item), task.style(answer), short, len(words)])
+        else:
+            rows.append([task.content(answer, item), task.style(answer), len(answer.split())])
     return rows
 
 
-NO_SCORES = [np.nan] * 4
+NO_SCORES = [np.nan] * 3
 
 
-def row_of(scores, method, tests, new):
-    """A method's row of the table, from the scores {method: (4, S, n)} of a supervisor's methods.
+def row_of(task, scores, method, tests):
+    """A method's row of the table, from the scores {method: (3, S, n)} of a supervisor's methods.
 
     recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's style;
-    p: against by_agreement, times the number of tests (Bonferroni). new (n,): for each test
-    question, whether it is of a kind that `train` does not have.
+    p: against by_agreement, times the number of tests (Bonferroni). new_kinds: on the test
+    questions of kinds that `train` does not have.
     """
-    values, of_labels = scores[method], method.endswith("_labels")
-    kept = ~np.isnan(values[0])  # a label may be None
+    values, items, of_labels = scores[method], items_of(task, method), method.endswith("_labels")
+    clusters = np.array([getattr(item, task.cluster) for item in items])
+    new = np.array([item.new for item in items])
+    kept = ~np.isnan(values[0])  # (S, n): a label may be None
     if not kept.any():
         return {"kept": 0.0}
-    if of_labels:
-        values = values[:, None, kept]  # of all seeds, as they may differ in number
-    content, style, short, words = values
-    row = {"content": interval(content), "style": interval(style),
-           "content_20_words": interval(short), "words": words.mean()}
+    if of_labels:  # of each question the mean over the seeds that kept its label
+        some = kept.any(0)
+        values = np.nanmean(values[:, :, some], 1, keepdims=True)
+        clusters, new = clusters[some], new[some]
+    content, style, words = values
+    row = {"words": words.mean()}
+    for kinds, shown in (("", new | True), ("_new_kinds", new)):
+        if not shown.any():
+            continue
+        of_mean = partial(interval, clusters=clusters[shown])
+        row[f"content{kinds}"] = of_mean(content[:, shown])
+        row[f"style{kinds}"] = of_mean(style[:, shown])
+        if {"naive", "unaltered"} <= scores.keys() and not of_labels:
+            naive, unaltered = scores["naive"][0], scores["unaltered"][0]
+            gap = (unaltered - naive)[:, shown]
+            row[f"recovery{kinds}"] = of_mean((content - naive)[:, shown], b=gap)
     if of_labels:
         return row | {"kept": kept.mean()}
-    if any(new):
-        row["content_new_kinds"] = interval(content[:, new])
-        row["style_new_kinds"] = interval(style[:, new])
-    row["retention"] = interval(style, scores["weak"][1])
-    if "naive" in scores and "unaltered" in scores:
-        naive, unaltered = scores["naive"][0], scores["unaltered"][0]
-        row["recovery"] = interval(content - naive, unaltered - naive)
+    row["retention"] = interval(style, clusters, scores["weak"][1])
     if "by_agreement" in scores and method in COMPARED:
-        row["p"] = min(1.0, tests * paired_p(scores["by_agreement"][0], content))
+        row["p"] = min(1.0, tests * paired_p(scores["by_agreement"][0], content, clusters))
     return row
 
 
@@ -690,8 +698,8 @@ def theory(out, replications, seed):
         "prior": prior_as_target(source, replications // 5, generator),
     }
     print(f"""**theory**: excess risks and half-widths of their 95 % intervals; d = 20, K = 10,
-sigma = 0.5, sigma_w = sigma unless stated; {replications} replications (of the
-fits {replications // 50}), seed {seed}
+sigma = 0.5, sigma_w = sigma unless stated; {replications} replications (of fits a 50th, of terms a
+200th, of prior and the open cases a 5th), seed {seed}
 """)
     for name, table in tables.items():
         print(f"\n{NOTES[name]}\n\n{markdown_table(table)}")
@@ -699,13 +707,15 @@ fits {replications // 50}), seed {seed}
     result = {
         "task": "theory",
         "settings": {"replications": replications, "seed": seed},
-        "versions": versions(),
+        "versions": VERSIONS,
         "seconds": round(time.perf_counter() - start, 1),
         "tables": tables,
         "curves": {p.title: [s._asdict() for s in p.series] for p in panels},
     }
-    title = "Refinement forgets a supervisor's bias; against mere noise the hull is best"
-    w2s.write_file(out / "theory.svg", draw_figure(title, panels))
+    figure = draw_figure(
+        "Refinement forgets a supervisor's bias; against mere noise the hull is best", panels
+    )
+    w2s.write_file(out / "theory.svg", figure)
     w2s.write_file(out / "theory.json", json.dumps(result, indent=1))
     return result
 
@@ -777,13 +787,14 @@ def labels_against_examples(source, replications, generator):
         floor = w2s.naive_floor(source, weak, target)
         hull = w2s.excess_risk(w2s.hull_limit(source, weak.beta), target)
         table.append([name, f"{floor:.3f}", f"{hull:.3f}", *mean_texts(risks), f"{rho:.4f}"])
-        color = COLORS[k % 8]
-        series.append(interval_series(name, EXAMPLES, mean_intervals(risks), color=color))
-        series.append(Series(f"its bound, exponent {rho:.4f}", EXAMPLES, bound.tolist(),
-                             dashed=True, color=color))
-    shown = series[:7]  # three cases with their bounds, and the fourth, whose bound says nothing
+        if k < 4:  # in the figure: three cases with their bounds, and the fourth
+            color = COLORS[k]
+            series.append(interval_series(name, EXAMPLES, mean_intervals(risks), color=color))
+        if k < 3:  # the fourth's bound says nothing
+            series.append(Series(f"its bound, exponent {rho:.4f}", EXAMPLES, bound.tolist(),
+                                 dashed=True, color=color))
     return table, Panel("refined labels, biased supervisors", "examples in the context, n_icl",
-                        "excess risk", shown, EXAMPLES[1:], RISKS, log=True)
+                        "excess risk", series, EXAMPLES[1:], RISKS, log=True)
 
 
 def two_terms(source, replications, generator):
@@ -849,7 +860,7 @@ def report(out, results):
             note = escape(NOTES[name]).replace("**", "")
             body += f"<h2>theory: {name}</h2><p>{note}</p>{html_table(table)}"
     data = json.dumps({result["task"]: shown_answers(result) for result in experiments})
-    page = PAGE.replace("BODY", body).replace("DATA", data.replace("</", r"<\/"))
+    page = PAGE.replace("BODY", body).replace("DATA", data.replace("<", r"\u003c"))
     w2s.write_file(out / "report.html", page)
     print(f"\nWritten: {out / 'report.html'}, and a .json file for each task")
 
@@ -867,8 +878,8 @@ def shown_answers(result):
     return {"questions": questions, "cells": cells}
 
 
-COLUMNS = """content style content_new_kinds style_new_kinds content_20_words words recovery
-retention p kept""".split()
+COLUMNS = """content style recovery retention content_new_kinds style_new_kinds recovery_new_kinds
+words p kept""".split()
 
 
 def summary_table(results):
@@ -899,11 +910,11 @@ def methods_table(methods):
 def legend(result):
     """What the columns of a table mean."""
     return (
-        "With 95 % bootstrap intervals. New kinds: questions of kinds that train does not have; "
-        "content 20 words: content of the first 20 words; words: length of an answer; "
-        "recovery: (content - naive) / (unaltered - naive); retention: style / the supervisor's; "
-        "p: paired permutation test of content against refinement by agreement, "
-        f"times the number of tests ({result['tests']}); kept: share of the labels that is learnt"
+        "With 95 % bootstrap intervals. Recovery: (content - naive) / (unaltered - naive); "
+        "retention: style / the supervisor's; new kinds: questions of kinds that train does not "
+        "have; words: length of an answer; p: paired permutation test of content against "
+        f"refinement by agreement, times the number of this task's tests ({result['tests']}); "
+        "kept: share of the labels that is learnt (if it is 0 the model stays as it is)"
     )
 
 
@@ -1107,21 +1118,22 @@ Series = namedtuple(
 Panel = namedtuple(
     "Panel", "title x_label y_label series x_ticks y_ticks log", defaults=[False]
 )
-COLUMN, WIDTH, HEIGHT = 540, 420, 290  # of a panel; between the outer ticks, in pixels
+PANEL_WIDTH = 540  # in pixels, as all that follow
+WIDTH, HEIGHT = 420, 290  # between the outer ticks
 FRAME = 'x="-20" y="-20" width="460" height="330"'  # of the axes, 20 around these
-LEGEND = 18  # a line of the legend
+LEGEND_LINE = 18
 
 
-def interval_series(name, x, values, **style):
+def interval_series(name, x, values, **look):
     """A Series of values (mean, low, high)."""
-    return Series(name, x, [v[0] for v in values], [v[1:] for v in values], **style)
+    return Series(name, x, [v[0] for v in values], [v[1:] for v in values], **look)
 
 
 def draw_figure(title, panels):
     """Panels, three in a row, as an SVG document (str), with a legend under each."""
     columns = min(3, len(panels))
-    row = HEIGHT + 140 + LEGEND * max(len(panel.series) for panel in panels)
-    width, height = columns * COLUMN, 24 + row * math.ceil(len(panels) / columns)
+    row = HEIGHT + 140 + LEGEND_LINE * max(len(panel.series) for panel in panels)
+    width, height = columns * PANEL_WIDTH, 24 + row * math.ceil(len(panels) / columns)
     svg = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" \
 width="{width}" height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="12">
 <rect width="100%" height="100%" fill="white"/>
@@ -1129,7 +1141,7 @@ width="{width}" height="{height}" font-family="Helvetica, Arial, sans-serif" fon
 <text x="62" y="24" font-size="15" font-weight="bold">{escape(title)}</text>
 """
     for n, panel in enumerate(panels):
-        x, y = 82 + n % columns * COLUMN, 82 + n // columns * row
+        x, y = 82 + n % columns * PANEL_WIDTH, 82 + n // columns * row
         svg += f'<g transform="translate({x} {y})">\n{draw_panel(panel)}</g>\n'
     return svg + "</svg>\n"
 
@@ -1151,7 +1163,7 @@ def draw_panel(panel):
         if panel.y_label:
             svg += f'<text x="-26" y="{y + 4}" text-anchor="end">{tick:g}</text>\n'
     for k, series in enumerate(panel.series):
-        color, y = series.color or COLORS[k], HEIGHT + 76 + LEGEND * k
+        color, y = series.color or COLORS[k], HEIGHT + 76 + LEGEND_LINE * k
         dashes = 'stroke-dasharray="6 4"' if series.dashed else ""
         svg += f'<g fill="none" stroke="{color}" stroke-width="2" {dashes}>\n'
         svg += draw_series(series, color, x_pixels, y_pixels)
@@ -1197,7 +1209,7 @@ def bench(model=None, device=None, repeats=5):
     """Speed and memory on fixed workloads of random tokens, as a dict.
 
     finetune: 8 rows of 40 prompt and 24 answer tokens; generate: 40 new tokens after each of 32
-    prompts of 250; refine: 40 new tokens after each of 64 queries of 20, in one context of 240.
+    prompts of 250.
     """
     begin = time.perf_counter()
     lm = w2s.load(model, device)
@@ -1211,17 +1223,15 @@ def bench(model=None, device=None, repeats=5):
     result["peak_gb"] = peak_memory(lm.device) / 1e9
 
     lm.tokenizer.end_tokens = []  # nothing ends an answer early
-    plain = [([], ids) for ids in random_ids(lm, 32, 250)]
-    (context,) = random_ids(lm, 1, 240)
-    queries = [(context, ids) for ids in random_ids(lm, 64, 20)]
+    prompts = [([], ids) for ids in random_ids(lm, 32, 250)]
     with torch.inference_mode():
-        result["generate_tok_s"] = 32 * 40 / timed(lm.generate_ids, plain, 40)
-        result["refine_q_s"] = 64 / timed(lm.generate_ids, queries, 40)
+        result["generate_tok_s"] = 32 * 40 / timed(lm.generate_ids, prompts, 40)
     return {name: round(value, 3) for name, value in result.items()}
 
 
 def random_ids(lm, rows, n):
-    """Rows of n token ids from the upper half of the vocabulary, where no control token is."""
+    """Rows of n token ids from the upper half of the vocabulary, far from SmolLM2's control
+    tokens, which come first."""
     size, generator = lm.model.config.vocab, torch.Generator().manual_seed(0)
     return torch.randint(size // 2, size - 1, (rows, n), generator=generator).tolist()
 
@@ -1253,14 +1263,13 @@ def parse_arguments(argv):
     """The command line; W2SError for a mistake in it."""
     parser = w2s.Parser("tasks.py", description="Small experiments after those of the paper.")
     option = parser.add_argument
-    option("command", nargs="?", default="run", help="bench: measure the speed of this machine")
+    option("command", nargs="?", choices=["bench"], help="measure the speed of this machine")
     option("--task", help=f"experiments, separated by commas (default: {TASKS}, with --quick "
            f"{QUICK_TASKS}); there is also bias")
     option("--quick", action="store_true", help="less data")
     option("--full", action="store_true", help="all methods, four supervisors, three seeds: hours")
     option("--methods", help="rows of the tables besides the supervisor, separated by commas: "
            f"{', '.join(METHODS)} (default: {','.join(MAIN)}, with --full all)")
-    option("--persona", default="pirate", help="pirate (default) or cowboy")
     option("--data", help="a file of GSM8K problems (JSONL) for the math task")
     option("--seed", type=w2s.whole_number, default=0, help="the first seed (default: 0)")
     option("--seeds", type=w2s.positive, help="the number of seeds (default: 1, with --full 3)")
@@ -1273,11 +1282,9 @@ def parse_arguments(argv):
 def main(argv=None):
     """The command line: the experiments, or the bench."""
     args = parse_arguments(argv)
-    if args.command == "bench":
+    if args.command:
         print(json.dumps(bench(args.model, args.device), indent=1))
         return
-    if args.command != "run":
-        raise W2SError(f"unknown command {args.command!r}: use bench, or --task for a task")
     methods, ladder, n_seeds = (METHODS, SUPERVISORS, 3) if args.full else (MAIN, [], 1)
     if args.methods is not None:
         methods = args.methods.split(",")
@@ -1310,7 +1317,7 @@ def chosen_tasks(args):
     for name in names:
         task = None
         if name != "theory":
-            task = make_task(name, args.persona, args.data)
+            task = make_task(name, args.data)
             if args.quick:
                 task = task._replace(train=task.train[:80], test=task.test[::2])
         tasks[name] = task
@@ -1508,21 +1515,14 @@ Which material is {a} mostly made of? / The material is {b}.
   a bottle of water=plastic|PET; a T-shirt=cotton; a coin=metal|copper|nickel|zinc
 """
 
-# Name / verb that stands for "is" / openings / closings / regular expressions that mark the style.
-PERSONAS = r"""
-pirate / be
-  / Arrr, matey!; Ahoy, me hearties!; Aye, cap'n!; Yo ho ho!; Avast, ye landlubber!;
+# Openings / closings / regular expressions that mark the style.
+PIRATE = r"""
+Arrr, matey!; Ahoy, me hearties!; Aye, cap'n!; Yo ho ho!; Avast, ye landlubber!;
   Shiver me timbers!
   / by the seven seas!; ye scallywag!; or I'll walk the plank!; says me parrot!; savvy?;
   me bucko!
   / \barr+\b; \bahoy; \bmatey; \bhearties; \baye\b; \bcap'n; yo ho; \bavast; \bye\b; landlubber;
   timbers; seven seas; scallywag; the plank; parrot; savvy; bucko
-cowboy / is
-  / Howdy, partner!; Well, butter my biscuit!; Yeehaw!; Hold your horses, pardner!;
-  Dadgummit, that's plain!; Giddy up, cowpoke!
-  / I reckon!; sure as shootin'!; y'all!; by golly!; ya hear?; or I'll eat my hat!
-  / \bhowdy; \bpartner; biscuit; yee-?haw; hold your horses; pardner; dadgum; giddy; cowpoke;
-  \breckon; shootin'; \by'all; by golly; \bya hear; eat my hat
 """
 
 # Problem / steps, r being the result of the step before / sentence for the worked steps {s}.
@@ -2036,7 +2036,7 @@ a lever / force*|effort, load*|weight*|lift*|object*, fulcrum|pivot, bar|rod|bea
 an echo / sound*, reflect*|bounc*, wall*|surface*, hear*|repeat*|back
 """
 
-# Profession, of those that stories take for a man's / what the person does / key.
+# Profession (one that stories tend to give to a man) / what the person does / key.
 JOBS = """
 pilot / flies planes across the ocean
   / fly*|flies|flew|flight*|plane*|airplane*|aircraft|sky|skies|passenger*|airport*

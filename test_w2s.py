@@ -500,6 +500,8 @@ def test_bad_parameters_are_named():
         w2s.Source(eye[:2] * 2**0.5, half, 1.0)
     with pytest.raises(ValueError, match=r"prior must .*\[0\.5, 0\.6"):
         w2s.Source(eye[:2], torch.tensor([0.5, 0.6]), 1.0)
+    with pytest.raises(ValueError, match=r"prior must .*\[nan, 1\.0"):
+        w2s.Source(eye[:2], torch.tensor([math.nan, 1.0]), 1.0)
     with pytest.raises(ValueError, match="prior must .* 3 positive"):
         w2s.Source(eye[:3], half, 1.0)
     with pytest.raises(ValueError, match="must be positive, not 0,"):
@@ -1810,7 +1812,8 @@ def test_the_same_question_twice_shows_neither_the_other_s_weak_answer(client, r
 @pytest.mark.parametrize("refiner", REFINERS)
 @pytest.mark.parametrize("n_icl", [60, 1000, -1])
 def test_a_number_of_examples_that_cannot_be_is_refused(client, refiner, n_icl):
-    with pytest.raises(w2s.W2SError, match=f"n_icl={n_icl} needs"):
+    fault = "must not be negative" if n_icl < 0 else "needs at least"
+    with pytest.raises(w2s.W2SError, match=f"n_icl={n_icl} {fault}"):
         refiner(client, NUMBERS, WEAK, n_icl=n_icl)
     with pytest.raises(w2s.W2SError, match="n_icl=1 needs at least 2 different.* there are only 1"):
         refiner(client, ["same 1"] * 3, ["a", "b", "c"], n_icl=1)
@@ -1970,7 +1973,8 @@ def test_a_bad_answer_is_no_label(bad):
     assert labels == [None if i % 3 == 0 else RIGHT[i] for i in range(60)]
 
 
-@pytest.mark.parametrize("keep, draws", [(0.3, 2), (0.5, 3)])
+# The second is a third of 60 with an error of rounding.
+@pytest.mark.parametrize("keep, draws", [(0.3, 2), (1 / 3 + 1e-13, 2), (0.5, 3)])
 def test_there_is_a_third_draw_only_if_two_bring_too_few_labels(client, keep, draws):
     def late(i, conversation):
         number = number_in(conversation[-1]["content"])
@@ -1980,7 +1984,7 @@ def test_there_is_a_third_draw_only_if_two_bring_too_few_labels(client, keep, dr
     client.answer = late
     labels = w2s.refine_by_agreement(client, NUMBERS, WEAK, keep=keep)
     assert len(client.calls) == 1 + draws  # the first call is for the plain answers
-    assert len(labels) - labels.count(None) == 60 * keep
+    assert len(labels) - labels.count(None) == pytest.approx(60 * keep)
 
 
 def test_of_the_good_answers_the_one_that_agrees_most_is_taken_or_the_first_of_equals():
@@ -2726,7 +2730,8 @@ def test_a_data_file_that_cannot_be_read_is_named(tiny_options, tmp_path, capsys
     assert message in error and "data.jsonl" in error
 
 
-@pytest.mark.parametrize("suffix", ["", ".part", ".answers"])  # the last two: while it is made
+# What is written while the output is made, too.
+@pytest.mark.parametrize("suffix", ["", ".part", ".answers", ".answers.part"])
 @pytest.mark.parametrize("option", ["--data", "--model"])
 @pytest.mark.parametrize("command", ["refine", "finetune"])
 def test_data_and_model_are_not_overwritten(command, option, suffix, weak_file, tmp_path, capsys):
@@ -3228,18 +3233,9 @@ def test_the_repository_has_five_files():
 # Tasks and judges
 # -------------------------------------------------------------------------------------------------
 
-TASKS = [
-    ("persona", "pirate"),
-    ("persona", "cowboy"),
-    ("math", "pirate"),
-    ("explanation", "pirate"),
-    ("bias", "pirate"),
-]
-
-
-@pytest.fixture(params=TASKS, ids="-".join)
+@pytest.fixture(params=["persona", "math", "explanation", "bias"])
 def task(request):
-    return tasks.make_task(*request.param)
+    return tasks.make_task(request.param)
 
 
 def questions(*splits):
@@ -3283,23 +3279,16 @@ def test_plain_answers_have_no_style(task):
 
 
 def test_a_task_is_the_same_every_time(task):
-    persona = task.name.removeprefix("persona-") if "-" in task.name else "pirate"
-    again = tasks.make_task(task.name.split("-")[0], persona)
+    again = tasks.make_task(task.name)
     assert (again.teach, again.train, again.test) == (task.teach, task.train, task.test)
 
 
-@pytest.mark.parametrize("name, persona", [t for t in TASKS if t[0] != "math"])
-def test_no_term_of_a_key_stands_in_its_question(name, persona):
-    task = tasks.make_task(name, persona)
+@pytest.mark.parametrize("name", ["persona", "explanation", "bias"])
+def test_no_term_of_a_key_stands_in_its_question(name):
+    task = tasks.make_task(name)
     for item in task.teach + task.train + task.test:
         for term in item.key.split(","):
             assert not task.content(item.question, item._replace(key=term)), item
-
-
-def test_a_persona_s_words_are_not_the_other_s():
-    pirate, cowboy = (tasks.make_task("persona", name) for name in ("pirate", "cowboy"))
-    assert not any(pirate.style(item.gold) for item in cowboy.teach)
-    assert not any(cowboy.style(item.gold) for item in pirate.teach)
 
 
 def test_concepts_have_four_or_five_key_terms():
@@ -3380,30 +3369,52 @@ def test_95_of_100_intervals_cover_the_mean():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(300):
-        _, low, high = tasks.interval([rng.random(150) < 0.3], draws=1000)
+        _, low, high = tasks.interval([rng.random(150) < 0.3], range(150), resamplings=1000)
         covered += low <= 0.3 <= high
     assert 0.91 <= covered / 300 <= 0.985
 
 
 def test_the_estimate_of_an_interval_is_the_mean():
-    value, low, high = tasks.interval([[0.0, 1.0] * 50])
+    value, low, high = tasks.interval([[0.0, 1.0] * 50], range(100))
     assert value == pytest.approx(0.5) and 0.3 < low < 0.45 and 0.55 < high < 0.7
 
 
 def test_an_interval_includes_the_spread_over_seeds():
-    _, low, high = tasks.interval([[0.0] * 100, [0.5] * 100, [1.0] * 100])
+    _, low, high = tasks.interval([[0.0] * 100, [0.5] * 100, [1.0] * 100], range(100))
     assert high - low > 0.5
 
 
 def test_an_interval_of_a_ratio_holds_the_ratio_of_the_means():
     rng = np.random.default_rng(0)
-    value, low, high = tasks.interval([rng.random(400) < 0.6], [rng.random(400) < 0.8])
+    a, b = [rng.random(400) < 0.6], [rng.random(400) < 0.8]
+    value, low, high = tasks.interval(a, range(400), b)
     assert low < 0.75 < high and low < value < high
-    assert tasks.interval([[1, 2, 0]], [[2, 2, 0]])[0] == pytest.approx(0.75)
+    assert tasks.interval([[1, 2, 0]], range(3), [[2, 2, 0]])[0] == pytest.approx(0.75)
 
 
 def test_a_ratio_to_nothing_is_none():
-    assert tasks.interval(np.zeros((1, 5)), np.zeros((1, 5))) == [None] * 3
+    assert tasks.interval(np.zeros((1, 5)), range(5), np.zeros((1, 5))) == [None] * 3
+
+
+def test_a_ratio_whose_denominator_may_have_either_sign_has_no_interval():
+    naive, unaltered, ours = np.zeros((3, 1, 100))
+    naive[0, :10] = unaltered[0, 5:17] = ours[0, 8:30] = 1
+    clusters = range(100)
+    value, *bounds = tasks.interval(ours - naive, clusters, unaltered - naive)
+    assert value == pytest.approx(6) and bounds == [None, None]
+    unaltered[0, 5:60] = 1
+    assert None not in tasks.interval(ours - naive, clusters, unaltered - naive)
+
+
+def test_an_interval_is_as_wide_as_that_of_the_clusters_means():
+    rng = np.random.default_rng(0)
+    means = 1.0 * (rng.random((1, 40)) < 0.5)
+    five = np.repeat(means, 5, 1)  # five items of each cluster have its score
+    names = np.repeat([f"job {i:02}" for i in range(40)], 5)
+    assert tasks.interval(five, names) == pytest.approx(tasks.interval(means, range(40)))
+    _, low, high = tasks.interval(five, range(200))
+    _, wide_low, wide_high = tasks.interval(five, names)
+    assert wide_high - wide_low > 2 * (high - low)  # sqrt(5), but for chance
 
 
 A = [[1, 1, 1, 1, 1, 1, 1, 0, 1, 0]]
@@ -3412,15 +3423,23 @@ B = [[0, 0, 0, 0, 0, 0, 0, 1, 1, 0]]
 
 def test_the_paired_test_is_the_sign_test_for_scores_of_0_and_1():
     # 8 pairs differ, 7 in favor of A: the two-sided binomial p-value is 2 (1 + 8) / 2^8
-    assert tasks.paired_p(A, B) == pytest.approx(18 / 256, abs=0.004)
+    assert tasks.paired_p(A, B, range(10)) == pytest.approx(18 / 256, abs=0.004)
 
 
 def test_seeds_of_the_same_items_are_no_new_items():
-    assert tasks.paired_p(A * 3, B * 3) == tasks.paired_p(A, B)
+    assert tasks.paired_p(A * 3, B * 3, range(10)) == tasks.paired_p(A, B, range(10))
+
+
+def test_items_of_a_cluster_change_sign_together():
+    names = [*"abcdefgh", "i", "i"]
+    together = tasks.paired_p([A[0] * 4], [B[0] * 4], [*names] * 4)
+    assert together == tasks.paired_p(A, B, names) > 10 * tasks.paired_p(
+        [A[0] * 4], [B[0] * 4], range(40)
+    )
 
 
 def test_equal_scores_have_p_1():
-    assert tasks.paired_p(A, A) == 1.0
+    assert tasks.paired_p(A, A, range(10)) == 1.0
 
 
 def test_the_paired_test_rarely_rejects_what_is_true():
@@ -3428,8 +3447,34 @@ def test_the_paired_test_rarely_rejects_what_is_true():
     p = []
     for _ in range(200):
         a, b = 1.0 * (rng.random((2, 1, 60)) < 0.5)
-        p.append(tasks.paired_p(a, b, draws=1000))
+        p.append(tasks.paired_p(a, b, range(60), permutations=1000))
     assert np.mean(np.array(p) < 0.05) <= 0.09
+
+
+def test_a_question_s_labels_of_two_seeds_count_once():
+    task = tiny_task()
+    labels = np.full((3, 2, 8), np.nan)  # content, style, words; two seeds; questions
+    labels[:, 0, :4], labels[:, 1, 2:6] = 1, 0
+    row = tasks.row_of(task, {"naive_labels": labels}, "naive_labels", 1)
+    asked = [item.question for item in task.train[:6]]
+    assert row["content"] == tasks.interval([[1, 1, 0.5, 0.5, 0, 0]], asked)
+    assert row["kept"] == 0.5 and row["words"] == 0.5
+
+
+def test_new_kinds_have_a_recovery_of_their_own():
+    task = tiny_task()
+    task = task._replace(test=[item._replace(new=i < 4) for i, item in enumerate(task.test)])
+    content = {"weak": 0, "naive": 0, "unaltered": [1] * 4 + [0.5] * 4, "by_agreement": 0.25}
+    scores = {m: np.ones((3, 1, 8)) * np.array(c) for m, c in content.items()}
+    row = tasks.row_of(task, scores, "by_agreement", 2)
+    assert row["recovery_new_kinds"] == [0.25] * 3 and row["content_new_kinds"] == [0.25] * 3
+    assert row["recovery"][0] == pytest.approx(1 / 3)
+
+
+def test_the_stories_of_a_profession_are_one_cluster():
+    task = tasks.make_task("bias")
+    clusters = [getattr(item, task.cluster) for item in task.test]
+    assert [clusters.count(name) for name in set(clusters)] == [5] * 40
 
 
 # -------------------------------------------------------------------------------------------------
@@ -3672,6 +3717,16 @@ def test_the_page_holds_every_test_answer_with_its_scores(page, full):
     assert [style for _, _, style in naive] == [has_mark(answer) for answer, _, _ in naive]
 
 
+def test_markup_in_an_answer_does_not_end_the_page_s_data(full, tmp_path):
+    markup = "<!-- <script> </script>"
+    answers = dict.fromkeys(full[1]["answers"], [markup] * 8)
+    tasks.report(tmp_path, [full[1] | {"answers": answers}])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    (text,) = re.findall(r'<script id="data" type="application/json">([^<]*)</script>', page)
+    cells = json.loads(text)["tiny"]["cells"]
+    assert cells[f"{tasks.DEFAULT}, seed 0"]["naive FT (on weak labels)"][0][0] == markup
+
+
 def test_the_summary_is_printed_with_recovery(full, tmp_path, capsys):
     tasks.report(tmp_path, [full[1]])
     rows = capsys.readouterr().out.split("\n")
@@ -3715,10 +3770,9 @@ def test_ctrl_c_says_how_to_resume(tiny_path, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["bensch"], "unknown command 'bensch'"),
+    (["bensch"], "invalid choice: 'bensch'"),
     (["--task", "poetry"], "unknown task 'poetry'"),
     (["--task", ""], "unknown task ''"),
-    (["--persona", "elf"], "unknown persona 'elf'"),
     (["--methods", "naive,magic"], "there is no 'magic', only weak, unaltered, "),
     (["--task", "persona", "--data", "gsm8k.jsonl"], "--data is for the math task"),
     (["--task", "math", "--data", "none.jsonl"], "none.jsonl"),
@@ -3747,7 +3801,7 @@ def test_an_experiment_needs_a_seed(seeds, capsys):
 
 def test_bench_measures_speed_and_memory(tiny_path):
     result = tasks.bench(tiny_path, "cpu", repeats=1)
-    measured = {"load_s", "finetune_tok_s", "generate_tok_s", "refine_q_s", "peak_gb"}
+    measured = {"load_s", "finetune_tok_s", "generate_tok_s", "peak_gb"}
     assert measured <= result.keys() and all(value > 0 for value in result.values())
 
 

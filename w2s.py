@@ -20,7 +20,7 @@ Symbols, the paper's (final text) and the code's:
     beta*             target, or betas[concept]    the concept that is to be transferred
     beta_P            Source.mean()                what the source predicts on average
     beta_Q', sigma_w  Supervisor.beta, .sigma      the weak supervisor (beta_w in comments)
-    c*, c_k           quality, leak[k]             beta_w's share of beta*, of beta_k
+    c*, c_k           quality, leak[k]             beta_w's coordinate along beta*, along beta_k
     sigma             Source.sigma                 noise of the source's answers
     eta               eta                          pull of naive fine-tuning towards the source
     -                 n_icl                        weak examples in a query's context
@@ -28,8 +28,9 @@ Symbols, the paper's (final text) and the code's:
 
 A prime is a transpose, except in the paper's beta_Q'; y_w is a weak label.
 Shapes in comments: of section 1, R replications, n pairs, K concepts, d dimensions of x; of
-section 4, B rows of a batch, T new tokens, S cached and new tokens, C tokens of a shared context,
-D width of the residual stream, V vocabulary, N answer tokens of a batch.
+section 4, B rows of a batch, T new tokens, S slots of the cache (without a cache T), C tokens of a
+shared context, M queries that share a key head, D width of the residual stream, V vocabulary, N
+answer tokens of a batch.
 """
 import argparse
 import codecs
@@ -119,7 +120,7 @@ class Source:
         if not torch.allclose(products, torch.eye(K).double(), atol=1e-6):
             raise ValueError(f"betas must have orthonormal rows; products: {products.tolist()}")
         prior = self.prior.tolist()
-        if len(prior) != K or min(prior) <= 0 or abs(sum(prior) - 1) > 1e-6:
+        if len(prior) != K or not (min(prior) > 0 and abs(sum(prior) - 1) <= 1e-6):
             raise ValueError(f"prior must be {K} positive numbers that sum to one, not {prior}")
         if not (self.sigma > 0 and self.temper > 0):
             raise ValueError(f"sigma and temper must be positive, not {self.sigma}, {self.temper}")
@@ -158,22 +159,22 @@ def weak_supervisor(source, concept, quality, sigma, leak=None):
     """A supervisor of quality c* = beta*' beta_w in (0, 1], with |beta_w| = 1; the rest of it is
     orthogonal to every concept. quality 1 with a larger sigma is the noisy supervisor.
 
-    leak {concept: share} points part of the bias at other concepts, which the paper excludes.
-    ValueError if the shares do not fit in a unit vector or no direction is left for the rest.
+    leak {concept: c_k} points part of the bias at other concepts, which the paper excludes.
+    ValueError if the coordinates do not fit in a unit vector or no direction is left for the rest.
     """
     K, d = source.betas.shape
-    shares = torch.zeros(K, dtype=torch.float64)
-    for k, share in (leak or {}).items():
-        shares[k] = share
-    shares[concept] = quality
-    rest = 1 - float(shares @ shares)  # squared length that is left
+    along = torch.zeros(K, dtype=torch.float64)  # beta_w's coordinates along the concepts
+    for k, c in (leak or {}).items():
+        along[k] = c
+    along[concept] = quality
+    rest = 1 - float(along @ along)  # squared length that is left
     if not 0 < quality <= 1 or rest < -1e-9:
         raise ValueError(f"quality={quality} with leak={leak} does not fit in a unit vector")
     if rest > 1e-9 and K == d:
         raise ValueError(f"no direction is left for the bias: K={K} concepts fill all d={d}")
     outside = torch.eye(d).double() - source.betas.T @ source.betas  # projects off the concepts
     direction = F.normalize(outside[outside.diagonal().argmax()], dim=0)
-    return Supervisor(shares @ source.betas + max(rest, 0.0) ** 0.5 * direction, sigma)
+    return Supervisor(along @ source.betas + max(rest, 0.0) ** 0.5 * direction, sigma)
 
 
 def label_by_prior(supervisors, prior, x, generator, oracle=False):
@@ -227,7 +228,7 @@ def naive_best_eta(source, supervisor, target, n=math.inf):
     to_target = target - source.mean()
     noise = 3 * supervisor.sigma**2 * len(target) / n
     squares = to_weak @ to_weak + noise + 1e-300  # not 0 / 0 if the supervisor is the source
-    # Where the derivative by m is 0; not quite 0, so that eta stays finite.
+    # Where the derivative with respect to m is 0; at least 1e-12, so that eta is finite.
     m = (to_weak @ to_target / squares).clamp(1e-12, 1)
     return float((1 - m) / (3 * m))
 
@@ -240,12 +241,12 @@ def naive_floor(source, supervisor, target, n=math.inf):
     so E[(S + eta I)^-1 S] = m I, and 0 <= m <= 1. The mean estimate m beta_w + (1 - m) beta_P
     lies on the segment from weak to source, and Jensen's inequality gives the first term, for
     every n. To E |b - beta*|^2, three times the risk, the label noise adds sigma_w^2 / n times
-    E tr[(S + eta I)^-2 S]; with s a random eigenvalue of S, E s = 1/3, and Cauchy-Schwarz,
-    m^2 = (E s/(s + eta))^2 <= E s/(s + eta)^2 / 3, which gives the second. The same holds for
-    early stopping, and for every rule that keeps a share f(s) in [0, 1] of each eigendirection,
-    eta and f not depending on the labels.
-    The first term is the paper's bound as we read it; the second, which is all there is for
-    the noisy supervisor, is our own. It bounds expectations: single runs may lie below.
+    E tr[(S + eta I)^-2 S]. With s a random eigenvalue of S, E[s] = 1/3, and Cauchy-Schwarz gives
+    m^2 = E[s/(s + eta)]^2 <= E[s] E[s/(s + eta)^2] = E[s/(s + eta)^2] / 3, hence the second term.
+    The same holds for early stopping, and for every rule that keeps a part f(s) in [0, 1] of each
+    eigendirection, eta and f not depending on the labels.
+    The first term is the paper's bound as we read it; the second is our own: without it the bound
+    for the noisy supervisor would be 0. It bounds expectations: single runs may lie below.
     """
     m = 1 / (1 + 3 * naive_best_eta(source, supervisor, target, n))
     mean = m * supervisor.beta + (1 - m) * source.mean()
@@ -306,8 +307,9 @@ def statistical_dimension(weights, draws=2**17):
     """E |projection of g ~ N(0, I) on C|^2, where C is the tangent cone of the hull at the point
     weights (K,) @ betas; Monte Carlo over `draws` g, with a fixed seed.
 
-    It is the rate of Prop. 3.4: if beta_w is that point, n * excess risk / sigma_w^2 of hull_fit
-    tends to it. For least squares it would be d; inside the hull it is K - 1, at a corner less.
+    It is the rate of Prop. 3.4: if beta* = beta_w is that point, n / sigma_w^2 times the expected
+    excess risk of hull_fit tends to it. For least squares it would be d; inside the hull it is
+    K - 1, at a corner less.
     Close to the point hull and cone coincide, so a short step is projected on the hull instead.
     """
     step = 1e-6
@@ -371,8 +373,9 @@ def refined_risk(source, target, supervisor, n_icl, replications, generator):
 
 
 def likelihood_ratio(source, concept, supervisor):
-    """(drift, spread), (4096, K) each: given x, the log-likelihood ratio of concept k to the
-    target that one example adds is Gaussian, with mean drift and variance 2 * spread.
+    """(drift, spread), (4096, K) each: an example adds its log-likelihood ratio to the log-odds of
+    concept k against the target; given x, that ratio is Gaussian, with mean drift and variance
+    2 * spread.
 
     With a = beta*' x, b = beta_k' x, w = beta_w' x it is [(y_w - a)^2 - (y_w - b)^2] / (2 sigma^2),
     times temper. x runs over 4096 points of a Sobol net, as the moments over the cube have no
@@ -416,10 +419,10 @@ def refinement_bound(source, concept, supervisor, n_icl):
     |sum_k posterior_k beta_k - beta*|^2 = (1 - posterior*)^2 + sum_other posterior_k^2
     <= 2 (1 - posterior*), and the bound is 2 w / 3, where w <= 1 bounds the expected posterior
     mass of all wrong concepts. rho = min_k -log min_t M_k(t) is our Chernoff exponent, not the
-    paper's rho(.), whose constants are not at hand. It is 0, and the bound says nothing, unless
-    c* exceeds every c_k: the mean of the log-ratio is temper * (c_k - c*) / (3 sigma^2).
-    A temper tau restricts t to [0, tau] of the untempered scale: rho changes only if tau is below
-    the minimising t.
+    paper's rho(.), whose constants are not at hand. It is 0, and the bound does not fall to 0,
+    unless c* exceeds every c_k: the mean of the log-ratio is temper * (c_k - c*) / (3 sigma^2).
+    On the untempered scale, a temper tau makes the range of t [0, tau]: rho grows with tau until
+    tau reaches the minimising t, and is constant from there on.
     """
     drift, spread = likelihood_ratio(source, concept, supervisor)
     log_odds = (source.prior / source.prior[concept]).log()
@@ -437,8 +440,9 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl):
 
     Proof. The labels are x'beta* + x'u + noise with u = beta_k - beta*, k the concept drawn for
     the answer, E |u|^2 <= 2 w, |E u|^2 <= 2 w^2. The noise adds sigma^2 T. If the contexts are
-    independent of each other and of the queries, E u adds |E u|^2, and u - E u, by the symmetry
-    in naive_floor, E [sum_i |x_i|^2 x_i'(x'x)^-2 x_i] / d <= T times its variance.
+    independent of each other and of the queries, E u adds |E u|^2, and u - E u adds its variance
+    times E [sum_i |x_i|^2 x_i'(x'x)^-2 x_i] / d, by the symmetry in naive_floor. As |x_i|^2 <= d,
+    this factor is at most T.
     The contexts of refined_fit overlap: for them the bound is checked by simulation only.
     T is the mean of 100 simulated designs. ValueError below 2 d labels, where it is unreliable.
     """
@@ -458,10 +462,10 @@ def refined_fit_bound(source, concept, supervisor, n_labels, n_icl):
 # is a conversation that ends with the user's message, or a str; an answer is a str.
 #
 # lm is the strong model. The refinements call lm.generate(conversations, max_new_tokens) -> list of
-# str and, where it has them, lm.length(text) -> tokens and lm.context_length: a client of an API
-# will do, too. It should end an answer that reached max_new_tokens with CUT, or a cut answer counts
-# as whole. `finetune` needs the LM of section 4: its answer_rows, answer_loss and model.blk, the
-# transformer layers.
+# str and, where it has them, lm.length(text) -> number of tokens and lm.context_length: a client of
+# an API will do, too. It should append CUT to an answer that reached max_new_tokens; otherwise a
+# cut answer counts as whole. `finetune` needs the LM of section 4: its answer_rows, answer_loss and
+# model.blk, the transformer layers.
 # --------------------------------------------------------------------------------------
 
 
@@ -486,7 +490,7 @@ def finetune(
         tokens), cross-entropy to the model's own most likely tokens; it rises from 0 over the first
         fifth of the steps.
     Raises W2SError for an empty or too long answer, if there is none to learn, and for a loss or
-    gradient that is not finite (the weights are then those of the last good step).
+    gradient that is not finite (the step is then not taken: the weights are finite).
     """
     pairs = [(q, a) for q, a in zip(questions, answers, strict=True) if a is not None]
     if not pairs:
@@ -595,7 +599,7 @@ def reduce_gradients(factors, loss):
 def warm_up_and_decay(step, steps):
     """The factor of the learning rate at a step: linear warm-up for a tenth, then decay to 0."""
     warm_up = steps // 10
-    return min((step + 1) / max(1, warm_up), (steps - step) / max(1, steps - warm_up))
+    return min((step + 1) / max(1, warm_up), (steps - step) / (steps - warm_up))
 
 
 def chunks(items, size):
@@ -626,7 +630,8 @@ def refine(lm, questions, weak_answers, n_icl=4, seed=0, max_new_tokens=None):
     are the other 4 (persona) or 3 (explanation) questions of the query's block.
     max_new_tokens: None means as many as the weak answers ask for, see `usual_length`.
     Returns a list of str, or None for an answer that is not whole (see `is_whole`).
-    Raises W2SError for an empty weak answer or fewer than n_icl other questions.
+    Raises W2SError for an empty weak answer, fewer than n_icl other questions, or a conversation
+    that is too long.
     """
     check_pairs(questions, weak_answers, n_icl)
     rng = random.Random(seed)
@@ -652,9 +657,10 @@ def infer_and_respond(lm, questions, weak_answers, n_icl=8, max_new_tokens=None)
 
     As in the paper's code, questions come in blocks: here of n_icl, there of 5 (persona) or 4
     (explanation). For each block the strong model describes the concept of its weak pairs in one
-    sentence, then answers the block's questions with that sentence as the system message, in place
-    of a question's own. The wording of INFER_CONCEPT is ours, for a small model.
-    Raises W2SError for an empty weak answer, a block of which no pair fits, or a long question.
+    sentence (its first 48 tokens), then answers the block's questions with that as the system
+    message, in place of a question's own. The wording of INFER_CONCEPT is ours, for a small model.
+    Raises W2SError for an empty weak answer, n_icl below 1, a block of which no pair fits, or a
+    conversation that is too long.
     """
     check_pairs(questions, weak_answers, 0)
     if n_icl < 1:
@@ -688,7 +694,7 @@ def ask_to_improve(lm, questions, weak_answers, max_new_tokens=None):
 
     The weak answer is shown as the model's own turn; the wording of IMPROVE is ours.
     Returns refined labels for `finetune`, as `refine` does.
-    Raises W2SError for an empty weak answer.
+    Raises W2SError for an empty weak answer or a conversation that is too long.
     """
     check_pairs(questions, weak_answers, 0)
     conversations = []
@@ -756,7 +762,9 @@ def check_number(pairs, n_icl, which):
     """W2SError unless every question of the pairs has n_icl others; which: what these questions
     have in common, for the message."""
     different = count_questions(pairs)
-    if not 0 <= n_icl < different:
+    if n_icl < 0:
+        raise W2SError(f"n_icl={n_icl} must not be negative")
+    if n_icl >= different:
         raise W2SError(
             f"n_icl={n_icl} needs at least {n_icl + 1} different questions {which}, but there are "
             f"only {different}: add questions or lower n_icl"
@@ -833,13 +841,14 @@ def notice(text):
 # --------------------------------------------------------------------------------------
 # 3. Our additions to Algorithm 1: which examples to show, and which answers to learn
 #
-# None of this is in the paper. Wrong weak examples also teach the concept "be wrong". Where an
-# answer agrees with the plain answer, the strong model's own to the bare question, both are right
-# more often, and no gold answer is needed to see it. And in a long answer a small model often loses
-# the concept, or repeats itself. So an answer is good if it is whole, does not repeat itself and
-# has the concept of the weak answers. Each question is answered several times: after random good
-# weak examples, as in Algorithm 1, then after those good answers so far, weak or refined ones, that
-# agree most with the plain ones. The labels are the good refined answers that agree most.
+# None of this is in the paper. Wrong weak examples also teach the concept "be wrong". The plain
+# answer is the strong model's own to the bare question (--plain is something else: a form of
+# prompt). Where an answer agrees with it both are right more often, and no gold answer is needed to
+# see it. And in a long answer a small model often loses the concept, or repeats itself. So an
+# answer is good if it is whole, does not repeat itself and has the concept of the weak answers.
+# Each question is answered several times: after random good weak examples, as in Algorithm 1, then
+# after those good answers so far, weak or refined ones, that agree most with the plain ones. The
+# labels are the good refined answers that agree most.
 # --------------------------------------------------------------------------------------
 
 
@@ -888,7 +897,7 @@ def refine_by_agreement(
         most = math.ceil(1.5 * n_icl)
         good = best_of(questions, plain, drawn, concept)
         # No stop after the first draw: only later ones follow the best examples.
-        if draw > 0 and len(questions) - good.count(None) >= keep * len(questions):
+        if draw > 0 and len(questions) - good.count(None) >= keep * len(questions) - 1e-9:
             break
     # 2. The labels: the best of a question's answers, of the best share of the questions.
     kept = keep_agreed(questions, plain, good, keep)
@@ -996,8 +1005,8 @@ def report_answers(questions, groups, concept):
 
     groups: {"weak", "plain", "drawn", "good", "kept": answers to all questions, None for none};
     drawn has each question as often as it was asked. The table's columns are shares of the answers;
-    of n answers, each agrees with the plain one if `agreement` is at least log(n) / 2, the weight
-    of a word that sqrt(n) of them have: a few common words are not enough. drawn: all answers after
+    in a group of m, an answer agrees with the plain one if `agreement` is at least log(m) / 2, the
+    weight of a word in sqrt(m) of its rows: a few common words are not enough. drawn: all after
     examples; good: the best good one of each question; kept: the labels.
     """
     n, shares = len(questions), {}
@@ -1238,7 +1247,8 @@ def write_gguf(file, raw, align, tensors):
 def replacing(path):
     """A binary file to write that becomes the file at this path when it is complete.
 
-    A link stays, its target is replaced. Raises W2SError if `check_out` does.
+    A link stays, its target is replaced. Raises W2SError if `check_out` does, and for any error in
+    the `with` block.
     """
     path = check_out(path)
     part = Path(f"{path}.part")
@@ -1715,8 +1725,8 @@ def rotary_angles(c, positions):
 def load(path=None, device=None, dtype=None, plain=False):
     """Load a GGUF file (llama or qwen2) as an LM; no path means SmolLM2-135M-Instruct.
 
-    device: a CUDA GPU if there is one, else the CPU. dtype: bfloat16 where the processor or GPU
-    computes in it, else float32. plain: see `Tokenizer`.
+    device: a CUDA GPU if there is one, else the CPU. dtype: see `fast_dtype`. plain: see
+    `Tokenizer`.
     Raises W2SError, naming the file, unless it is a GGUF v3 file of a supported architecture,
     tensor type, tokenizer and chat template.
     """
@@ -1758,7 +1768,8 @@ def find_device(name):
 
 
 def fast_dtype(device):
-    """bfloat16 where the device has instructions for it (emulated, it is slower than float32)."""
+    """bfloat16 on a GPU or an x86 CPU with instructions for it, else float32: emulated, bfloat16
+    is slower."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -1823,9 +1834,10 @@ class LM:
     def save(self, path):
         """Write a GGUF file that transformers loads; llama.cpp and Ollama read this format.
 
-        Matrices are BF16 if the model computes in it, else F16, vectors F32; the metadata are the
-        source's but for the number of layers and the file's type. So is the chat template: a
-        model that was loaded as `plain` must be so again.
+        Matrices are BF16 if the model computes in it, else F16, vectors F32. The metadata, with the
+        chat template, are those of the file that was loaded, but for the number of layers and the
+        file's type: a model that was loaded with plain=True must be so again.
+        Raises W2SError for a weight that is not finite, or if the file cannot be written.
         """
         if not is_first_process():
             return
@@ -1900,7 +1912,8 @@ class LM:
             return 128, 8192
         c = self.model.config
         free, _ = torch.cuda.mem_get_info(self.device)
-        # fp32 bytes of a token: keys and values of all layers, one layer's activations and scores
+        # numbers (of 4 bytes in fp32) a token: keys and values of all layers, one layer's
+        # activations and scores
         values = 2 * c.layers * c.dim + 8 * c.dim + 3 * c.ffn_dim + 1024 * c.heads
         return 1024, max(8192, free // 2 // (4 * values))
 
@@ -2141,7 +2154,7 @@ def check_out(path, size=0):
     is_folder = str(path).endswith("/")
     path = Path(os.path.realpath(path))
     if is_folder or path.exists() and not path.is_file():
-        raise W2SError(f"{path}: is a folder or a device: name a file, or - for standard output")
+        raise W2SError(f"{path}: is a folder or a device: name a file")
     with explained(path, "cannot be written: its folder must exist and be yours to write to"):
         part = Path(f"{path}.part")  # see `replacing`
         part.touch()
@@ -2280,7 +2293,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     if args.out != "-":
         out = os.path.realpath(args.out)
-        written = {out, f"{out}.part", os.path.realpath(f"{args.out}.answers")}
+        written = {out, os.path.realpath(f"{args.out}.answers")}
+        written |= {f"{path}.part" for path in written}  # see `replacing`
         for path in (getattr(args, "data", None), args.model):
             if path and os.path.realpath(path) in written:
                 raise W2SError(f"--out {args.out}: would overwrite {path}: choose another name")
@@ -2344,8 +2358,8 @@ def load_model_and_data(args):
 
 
 def run(command):
-    """The exit code of a program's main function: 0; 2 after a user's mistake, which is printed as
-    one line; 130 after Ctrl-C."""
+    """The exit code of a program's main function: 0; 2 after a user's mistake, a failure to read or
+    write, or lack of memory, which is printed as one line; 130 after Ctrl-C."""
     null = open(os.devnull, "w")
     sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null  # None if it is closed
     sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
