@@ -1978,12 +1978,6 @@ class LM:
             losses = (1 - confidence) * losses + confidence * own
         return losses
 
-    @torch.inference_mode()
-    def logprob(self, conversations, answers):
-        """log p(answer | conversation) in nats, (n,): its tokens and the end token."""
-        rows = self.answer_rows(conversations, answers)
-        return torch.stack([-self.answer_loss([row]).sum() for row in rows]).cpu()
-
 
 # A small model repeats itself until it is cut. So no answer, whatever the method, may have a run of
 # 8 tokens twice, or one of 5 three times.
