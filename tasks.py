@@ -608,7 +608,7 @@ def row_of(task, scores, method, tests):
         clusters, new = clusters[some], new[some]
     content, style, words = values
     row = {"words": words.mean()}
-    for kinds, shown in (("", new | True), ("_new_kinds", new)):
+    for kinds, shown in (("", np.ones_like(new)), ("_new_kinds", new)):
         if not shown.any():
             continue
         of_mean = partial(interval, clusters=clusters[shown])

@@ -896,7 +896,8 @@ def refine_by_agreement(
         drawn += ask(lm, share_examples(asked, pairs, n_icl, most, rng), max_new_tokens)
         most = math.ceil(1.5 * n_icl)
         good = best_of(questions, plain, drawn, concept)
-        # No stop after the first draw: only later ones follow the best examples.
+        # No stop after the first draw: only later ones follow the best examples. Why 1e-9: see
+        # keep_agreed.
         if draw > 0 and len(questions) - good.count(None) >= keep * len(questions) - 1e-9:
             break
     # 2. The labels: the best of a question's answers, of the best share of the questions.
