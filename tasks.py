@@ -2222,4 +2222,4 @@ STORIES = [
 
 
 if __name__ == "__main__":
-    sys.exit(w2s.run(main))
+    w2s.run_and_exit(main)

@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import types
 import xml.dom.minidom
@@ -2349,6 +2350,33 @@ def test_cached_batched_generation_equals_plain_decoding(tiny, monkeypatch):
     assert [tiny.generate([c], 20)[0] for c in conversations] == expected
 
 
+def test_batches_side_by_side_give_the_same_answers_in_the_same_order(tiny, monkeypatch):
+    conversations = conversations_with_contexts()
+    expected = tiny.generate(conversations, 20)
+    threads_of_batches = {}
+    generate_ids = w2s.LM.generate_ids
+
+    def watched(self, prompts, max_new_tokens):
+        thread = threading.current_thread()
+        threads_of_batches.setdefault(thread, []).append(torch.get_num_threads())
+        time.sleep(0.05)  # so that the other thread gets a batch
+        return generate_ids(self, prompts, max_new_tokens)
+
+    monkeypatch.setattr(w2s.LM, "generate_ids", watched)
+    torch.set_num_threads(2)
+    assert tiny.generate(conversations, 20) == expected
+    assert torch.get_num_threads() == 2
+    assert len(threads_of_batches) == 2 and threading.current_thread() not in threads_of_batches
+    assert {n for used in threads_of_batches.values() for n in used} == {1}
+
+
+def test_side_by_side_gives_back_the_threads_after_an_error(one_thread):
+    torch.set_num_threads(2)
+    with pytest.raises(ZeroDivisionError):
+        list(w2s.side_by_side(partial(divmod, 1), [1, 0, 1], 2))
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("most_often", [{2: 1}, {3: 1}, {4: 1, 2: 2}])
 def test_no_answer_repeats_a_run_of_tokens_more_often_than_allowed(tiny, monkeypatch, most_often):
     conversations = [w2s.as_conversation(q) for q in QUESTIONS]
@@ -2771,17 +2799,46 @@ def test_a_side_file_that_is_not_one_is_named(weak_file, tiny_options, tmp_path,
 
 
 def test_standard_output_that_cannot_be_written_to_ends_in_one_line():
-    code = "import sys, w2s; sys.exit(w2s.run(lambda: print('x' * 99)))"
+    code = "import w2s; w2s.run_and_exit(lambda: print('x' * 99))"
     with open("/dev/full", "w") as full:
         run = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=-1, text=True)
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "No space" in run.stderr
 
 
 def test_closed_streams_are_no_traceback():
-    code = "import sys, w2s; sys.exit(w2s.run(lambda: print(*w2s.read_lines('-'))))"
+    code = "import w2s; w2s.run_and_exit(lambda: print(*w2s.read_lines('-')))"
     command = f'"{sys.executable}" -c "{code}" <&- >&-'
     run = subprocess.run(command, shell=True, stderr=-1, text=True)
     assert run.returncode == 2 and run.stderr == "error: standard input is closed: name a file\n"
+
+
+INTERRUPTED = """
+import signal, threading, time, torch, w2s
+
+def work(begun):
+    begun.set()
+    time.sleep(600)
+
+def main():
+    torch.set_num_threads(2)
+    begun = [threading.Event(), threading.Event()]
+    threading.Thread(target=interrupt, args=begun, daemon=True).start()
+    list(w2s.side_by_side(work, begun, 2))
+
+def interrupt(*begun):
+    for event in begun:
+        event.wait()
+    time.sleep(1)  # until the main thread waits for them, too
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+w2s.run_and_exit(main)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_batches_at_work():
+    argv = [sys.executable, "-c", INTERRUPTED]
+    run = subprocess.run(argv, stderr=-1, text=True, timeout=60)
+    assert run.returncode == 130 and run.stderr.startswith("interrupted: the same command")
 
 
 def test_a_template_without_jinja2_names_the_package(smol_meta, monkeypatch):

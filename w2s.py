@@ -50,6 +50,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -1896,12 +1897,17 @@ class LM:
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         process, processes = rank_and_world_size()
         most_rows, most_tokens = self.batch_limits()
+        # On a CPU, batches side by side; they share one interpreter, so not any number of them.
+        at_once = 1 if self.device.type == "cuda" else min(8, torch.get_num_threads())
         fitting = most_tokens // max(1, max_new_tokens)  # rows whose new tokens fit
-        batch = max(1, min(most_rows, fitting, math.ceil(len(prompts) / processes)))
+        batch = max(1, min(most_rows, fitting, math.ceil(len(prompts) / (processes * at_once))))
         answers = {}
         batches = one_context_batches(prompts, batch, most_tokens)[process::processes]
-        for rows, part in progress(batches, "generating", unit="batch"):
-            for row, new in zip(rows, self.generate_ids(part, max_new_tokens)):
+        generate_ids = partial(self.generate_ids, max_new_tokens=max_new_tokens)
+        ids = side_by_side(generate_ids, [part for _, part in batches], at_once)
+        bar = progress(ids, "generating", len(batches), unit="batch")
+        for part, (rows, _) in zip(bar, batches):
+            for row, new in zip(rows, part):
                 answers[row] = self.tokenizer.answer_text(new, len(new) == max_new_tokens)
         for part in gathered(answers):
             answers |= part
@@ -1918,6 +1924,7 @@ class LM:
         values = 2 * c.layers * c.dim + 8 * c.dim + 3 * c.ffn_dim + 1024 * c.heads
         return 1024, max(8192, free // 2 // (4 * values))
 
+    @torch.inference_mode()
     def generate_ids(self, prompts, max_new_tokens):
         """New token ids, a list per row, of prompts (context, turn) with one common context."""
         model = self.model
@@ -2019,6 +2026,25 @@ def one_context_batches(prompts, batch, max_tokens):
         numbers.append(i)
         part.append((context, turn))
     return batches
+
+
+def side_by_side(function, items, at_once):
+    """Yield function(item) of each item, in order; so many are worked on at once, each in a thread
+    with its part of the cores.
+
+    Two cores with a batch each generate 1.3 times as fast as both on one batch after another.
+    """
+    workers, cores = min(at_once, len(items)), torch.get_num_threads()
+    if workers < 2:
+        yield from map(function, items)
+        return
+    torch.set_num_threads(cores // workers)  # those that the pool's threads begin with
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(wait=False)  # after an error, what has begun goes on; the rest is cancelled
+        torch.set_num_threads(cores)
 
 
 def raw_bytes(w, dtype=None):
@@ -2357,7 +2383,8 @@ def run(command):
     write, or lack of memory, which is printed as one line; 130 after Ctrl-C."""
     null = open(os.devnull, "w")
     sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null  # None if it is closed
-    sys.stdout.reconfigure(encoding="utf-8")  # an ASCII terminal gets the bytes all the same
+    # An ASCII terminal gets the bytes all the same; and nothing is left in a buffer at the exit.
+    sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
     code = 2
     try:
         if not is_first_process():
@@ -2367,8 +2394,6 @@ def run(command):
         return 0
     except (W2SError, OSError) as e:
         text = f"error: {e}"
-        if getattr(e, "filename", "") is None:  # standard output cannot be written to
-            sys.stdout = None  # or Python would try once more at its exit
     except (MemoryError, RuntimeError) as e:
         reason = (str(e) or "out of memory").splitlines()[0]
         if not re.search("out of memory|allocate|overflow", reason):
@@ -2382,5 +2407,11 @@ def run(command):
     return code
 
 
+def run_and_exit(command):
+    """End the program with the exit code of `run`, and at once: sys.exit would wait for threads
+    that still generate after an error or Ctrl-C, and write to a closed output once more."""
+    os._exit(run(command))
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run_and_exit(main)
