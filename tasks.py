@@ -24,6 +24,7 @@ import math
 import random
 import re
 import sys
+import threading
 import time
 import timeit
 from collections import namedtuple
@@ -373,6 +374,8 @@ VERSIONS = {"python": sys.version, "torch": torch.__version__, "numpy": np.__ver
 # 3. The experiment
 # -------------------------------------------------------------------------------------------------
 
+ONE_AT_A_TIME = threading.Lock()
+
 
 @dataclass
 class Cell:
@@ -407,11 +410,12 @@ class Cell:
         if key not in self.answers:
             start = time.perf_counter()
             answers = function(*args, **options)
-            self.answers[key] = non_empty(answers) if method.endswith("_labels") else answers
-            self.seconds[key] = round(time.perf_counter() - start, 1)
-            kept = {"settings": self.settings, "answers": self.answers, "seconds": self.seconds}
-            w2s.write_file(self.path, json.dumps(kept))
-            print(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s")
+            with ONE_AT_A_TIME:
+                self.answers[key] = non_empty(answers) if method.endswith("_labels") else answers
+                self.seconds[key] = round(time.perf_counter() - start, 1)
+                kept = {"settings": self.settings, "answers": self.answers, "seconds": self.seconds}
+                w2s.write_file(self.path, json.dumps(kept))
+                print(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s")
         return self.answers[key]
 
     def finetuned(self, items, answers, layers=None, **options):
@@ -446,11 +450,15 @@ def experiment(task, lm, out, methods, seeds, ladder):
     for seed in seeds:
         for supervisor in [DEFAULT, *ladder]:  # a second time DEFAULT has all its answers
             rows = methods if supervisor == DEFAULT else [m for m in MAIN if m in methods]
-            for method in ["weak", *rows]:
-                cell = replace(run, supervisor=supervisor, seed=seed, method=method)
-                _, function = METHODS[method]
-                cell.once(method, function, cell)
-                keys += [cell.key(f"{method}_labels"), cell.key(method)]
+            cells = [
+                replace(run, supervisor=supervisor, seed=seed, method=method)
+                for method in ["weak", *rows]
+            ]
+            answered(cells[0])  # the others learn its labels
+            at_once = 2 if lm.device.type == "cpu" and w2s.rank_and_world_size()[1] == 1 else 1
+            list(w2s.side_by_side(answered, cells[1:], at_once))
+            for cell in cells:
+                keys += [cell.key(f"{cell.method}_labels"), cell.key(cell.method)]
     answers = {key: run.answers[key] for key in keys if key in run.answers}
     seconds = {key: run.seconds[key] for key in answers}
     result = summary(replace(run, answers=answers, seconds=seconds))
@@ -459,6 +467,12 @@ def experiment(task, lm, out, methods, seeds, ladder):
     if len(answers) == len(run.answers):
         run.path.unlink(missing_ok=True)
     return result
+
+
+def answered(cell):
+    """A cell's test answers, by its method."""
+    _, function = METHODS[cell.method]
+    return cell.once(cell.method, function, cell)
 
 
 def open_run(task, lm, out):
