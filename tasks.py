@@ -353,8 +353,6 @@ METHODS = {  # key: (title of its row in the tables, function)
     "by_agreement": ("refinement by agreement FT (ours)", by_agreement),
     "gold": ("gold FT (ceiling)", gold_ft),
 }
-N_ICL = [0, 1, 4, 8]  # examples of the in-context measurements; 0 is the unaltered model
-IN_CONTEXT = ["unaltered", "icl_1", "icl_4", "icl_8"]  # their methods
 MAIN = ["unaltered", "naive", "algorithm_1", "by_agreement"]  # the methods of a default run
 COMPARED = ["naive", "unaltered", "algorithm_1", "by_agreement_all", "gold"]  # with by_agreement
 
@@ -374,7 +372,7 @@ VERSIONS = {"python": sys.version, "torch": torch.__version__, "numpy": np.__ver
 # 3. The experiment
 # -------------------------------------------------------------------------------------------------
 
-ONE_AT_A_TIME = threading.Lock()
+WRITING = threading.Lock()  # of the kept answers, which several methods share
 
 
 @dataclass
@@ -404,18 +402,23 @@ class Cell:
         """The key of a method's answers, or labels, in this cell."""
         return f"{self.supervisor}/{self.seed}/{method}"
 
+    def answer(self):
+        """The answers of the cell's method, unless the file has them."""
+        _, function = METHODS[self.method]
+        self.once(self.method, function, self)
+
     def once(self, method, function, *args, **options):
         """The answers function(*args, **options), which is called unless the file has them."""
         key = self.key(method)
         if key not in self.answers:
             start = time.perf_counter()
             answers = function(*args, **options)
-            with ONE_AT_A_TIME:
+            with WRITING:
                 self.answers[key] = non_empty(answers) if method.endswith("_labels") else answers
                 self.seconds[key] = round(time.perf_counter() - start, 1)
                 kept = {"settings": self.settings, "answers": self.answers, "seconds": self.seconds}
                 w2s.write_file(self.path, json.dumps(kept))
-                print(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s")
+                w2s.notice(f"{self.task.name}: {key}, {self.seconds[key]:.0f} s")
         return self.answers[key]
 
     def finetuned(self, items, answers, layers=None, **options):
@@ -454,9 +457,10 @@ def experiment(task, lm, out, methods, seeds, ladder):
                 replace(run, supervisor=supervisor, seed=seed, method=method)
                 for method in ["weak", *rows]
             ]
-            answered(cells[0])  # the others learn its labels
-            at_once = 2 if lm.device.type == "cpu" and w2s.rank_and_world_size()[1] == 1 else 1
-            list(w2s.side_by_side(answered, cells[1:], at_once))
+            cells[0].answer()  # the others learn its labels
+            # On a CPU two at a time, a core each; the last methods take longest, so they begin.
+            others = list(reversed(cells[1:]))
+            list(w2s.side_by_side(Cell.answer, others, w2s.threads_for(lm.device, 2)))
             for cell in cells:
                 keys += [cell.key(f"{cell.method}_labels"), cell.key(cell.method)]
     answers = {key: run.answers[key] for key in keys if key in run.answers}
@@ -467,12 +471,6 @@ def experiment(task, lm, out, methods, seeds, ladder):
     if len(answers) == len(run.answers):
         run.path.unlink(missing_ok=True)
     return result
-
-
-def answered(cell):
-    """A cell's test answers, by its method."""
-    _, function = METHODS[cell.method]
-    return cell.once(cell.method, function, cell)
 
 
 def open_run(task, lm, out):
@@ -1060,13 +1058,11 @@ SCORE = [0, 0.2, 0.4, 0.6, 0.8, 1]  # the ticks of a score
 
 
 def figures(result):
-    """The panels of a task: its methods, the ladder of supervisors, learning in context."""
+    """The panels of a task: its methods, the ladder of supervisors."""
     methods = result["supervisors"][DEFAULT]
     panels = [methods_panel(methods)]
     if len(result["supervisors"]) > 1:
         panels += [ladder_panel(result, "content"), ladder_panel(result, "style")]
-    if set(IN_CONTEXT) <= methods.keys():
-        panels.append(examples_panel(methods))
     return panels
 
 
@@ -1111,14 +1107,6 @@ def ladder_panel(result, column):
             series.append(interval_series(row_title(m), x, values, color=DRAWN[m]))
     return Panel(f"{column}: strong against weak", "content of the weak supervisor",
                  f"{column} of the strong model", series, SCORE, SCORE)
-
-
-def examples_panel(methods):
-    """Content and style of the unaltered model after n weak examples."""
-    rows = [methods[m] for m in IN_CONTEXT]
-    series = [interval_series(c, N_ICL, [row[c] for row in rows]) for c in ("content", "style")]
-    return Panel("unaltered model after n weak examples", "n_icl", "score on test", series, N_ICL,
-                 SCORE)
 
 
 # Points (x, y) in one color, with intervals (low, high) of either, and a line through them or none;
@@ -1238,8 +1226,8 @@ def bench(model=None, device=None, repeats=5):
 
     lm.tokenizer.end_tokens = []  # nothing ends an answer early
     prompts = [([], ids) for ids in random_ids(lm, 32, 250)]
-    with torch.inference_mode():
-        result["generate_tok_s"] = 32 * 40 / timed(lm.generate_ids, prompts, 40)
+    lm.prompts = lambda conversations, answer_lengths: conversations
+    result["generate_tok_s"] = 32 * 40 / timed(lm.generate, prompts, 40)
     return {name: round(value, 3) for name, value in result.items()}
 
 

@@ -3595,6 +3595,22 @@ def test_an_experiment_writes_its_results_and_answers(tiny, tmp_path):
     assert all(len(answers) == 8 for answers in result["answers"].values())
 
 
+def test_methods_side_by_side_give_the_same_results(tiny, tmp_path, monkeypatch):
+    one = tiny_experiment(tiny, tmp_path / "one")
+    threads, ask = set(), tasks.Cell.ask
+
+    def watched(*args):
+        threads.add(threading.current_thread())
+        return ask(*args)
+
+    monkeypatch.setattr(tasks.Cell, "ask", watched)
+    torch.set_num_threads(2)
+    two = tiny_experiment(tiny, tmp_path / "two")
+    assert len(threads) == 3  # the supervisor's, and two for the methods
+    assert list(two["answers"].items()) == list(one["answers"].items())
+    assert two["supervisors"] == one["supervisors"]
+
+
 def test_even_the_tiny_model_learns_the_style(tiny, tmp_path):
     rows = tiny_experiment(tiny, tmp_path)["supervisors"][tasks.DEFAULT]
     assert rows["gold"]["style"][0] == 1.0
@@ -3602,7 +3618,7 @@ def test_even_the_tiny_model_learns_the_style(tiny, tmp_path):
 
 def test_a_killed_run_leaves_nothing_half_written(killed):
     assert re.fullmatch(r"tiny\.[0-9a-f]{16}\.partial\.json", killed.name)
-    assert len(json.loads(killed.read_text())["answers"]) == 5
+    assert len(json.loads(killed.read_text())["answers"]) == 4
 
 
 def test_a_killed_run_resumes_with_the_same_answers(tiny, tmp_path, killed, finetunings):
@@ -3750,7 +3766,7 @@ def test_the_page_has_every_method_and_supervisor(page):
 def test_the_page_works_offline_and_its_figures_are_xml(page, full):
     assert not re.search(r"(?:src|href)=", page)
     figures = re.findall("<svg.*?</svg>", page, re.DOTALL)
-    assert len(figures) == 5  # summary, methods, two of the ladder, examples
+    assert len(figures) == 4  # summary, methods, two of the ladder
     for figure in figures:
         xml.dom.minidom.parseString(figure)
     xml.dom.minidom.parse(str(full[0] / "summary.svg"))

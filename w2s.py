@@ -1897,14 +1897,13 @@ class LM:
         prompts = self.prompts(conversations, [max_new_tokens] * len(conversations))
         process, processes = rank_and_world_size()
         most_rows, most_tokens = self.batch_limits()
-        # On a CPU, batches side by side; they share one interpreter, so not any number of them.
-        at_once = 1 if self.device.type == "cuda" else min(8, torch.get_num_threads())
+        workers = threads_for(self.device, 8)
         fitting = most_tokens // max(1, max_new_tokens)  # rows whose new tokens fit
-        batch = max(1, min(most_rows, fitting, math.ceil(len(prompts) / (processes * at_once))))
+        batch = max(1, min(most_rows, fitting, math.ceil(len(prompts) / (processes * workers))))
         answers = {}
         batches = one_context_batches(prompts, batch, most_tokens)[process::processes]
         generate_ids = partial(self.generate_ids, max_new_tokens=max_new_tokens)
-        ids = side_by_side(generate_ids, [part for _, part in batches], at_once)
+        ids = side_by_side(generate_ids, [part for _, part in batches], workers)
         bar = progress(ids, "generating", len(batches), unit="batch")
         for part, (rows, _) in zip(bar, batches):
             for row, new in zip(rows, part):
@@ -2028,13 +2027,20 @@ def one_context_batches(prompts, batch, max_tokens):
     return batches
 
 
-def side_by_side(function, items, at_once):
-    """Yield function(item) of each item, in order; so many are worked on at once, each in a thread
-    with its part of the cores.
+def threads_for(device, most):
+    """How many threads should work side by side: on a CPU one a core, but at most `most`; one on a
+    GPU, or where torchrun has started a process for each core."""
+    if device.type == "cuda" or rank_and_world_size()[1] > 1:
+        return 1
+    return min(most, torch.get_num_threads())
+
+
+def side_by_side(function, items, workers):
+    """Yield function(item) of each item, in order, from as many threads, which share the cores.
 
     Two cores with a batch each generate 1.3 times as fast as both on one batch after another.
     """
-    workers, cores = min(at_once, len(items)), torch.get_num_threads()
+    workers, cores = min(workers, len(items)), torch.get_num_threads()
     if workers < 2:
         yield from map(function, items)
         return
