@@ -2831,6 +2831,7 @@ def interrupt(*begun):
     time.sleep(1)  # until the main thread waits for them, too
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 w2s.run_and_exit(main)
 """
 
