@@ -2030,7 +2030,7 @@ def one_context_batches(prompts, batch, max_tokens):
 def threads_for(device, most):
     """How many threads should work side by side: on a CPU one a core, but at most `most`; one on a
     GPU, or where torchrun has started a process for each core."""
-    if device.type == "cuda" or rank_and_world_size()[1] > 1:
+    if device.type != "cpu" or rank_and_world_size()[1] > 1:
         return 1
     return min(most, torch.get_num_threads())
 
