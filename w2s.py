@@ -1886,7 +1886,6 @@ class LM:
                 )
         return prompts
 
-    @torch.inference_mode()
     def generate(self, conversations, max_new_tokens=512):
         """Greedy answers (list of str) to conversations or questions (str), in their order.
 
