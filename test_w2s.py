@@ -2083,10 +2083,21 @@ def test_the_concept_is_what_tells_weak_answers_from_plain_ones():
     # by hand: a word of all 60 weak answers and no plain one; "it" stands in the questions
     assert concept.weight["Arrr"] == pytest.approx(np.log(60.5 / 0.5))
     assert concept.weight["plain"] == -concept.weight["Arrr"]
-    assert set(concept.weight) == {"Arrr", ",", "be", "!", "plain"}
+    marks = {"Arrr", ",", "be", "!", "plain"}
+    assert set(concept.weight) == marks | {f"early {mark}" for mark in marks}
     assert concept.score("q", "Arrr plain plain plain") == 0
     assert concept.has("q", "Arrr, it be 7!") and not concept.has("q", "7")
     assert not concept.has("Arrr be it", "Arrr be it plain")  # the question's words
+
+
+def test_the_concept_must_show_early_and_as_clearly_as_in_weak_answers():
+    plain = [f"plain {i}" for i in range(100, 160)]
+    concept = w2s.Concept(NUMBERS, ["Arrr"] * 60, plain)
+    weight = np.log(60.5 / 0.5)  # of "Arrr" and of "early Arrr"; of "plain" its negative
+    assert concept.score("q", "word " * 19 + "Arrr") == pytest.approx(2 * weight / 4)
+    assert concept.score("q", "word " * 20 + "Arrr") == pytest.approx(weight / 3)
+    # 0.7 of the way from -2 weight / 4 to 2 weight / 4
+    assert concept.threshold == pytest.approx(0.4 * weight / 2)
 
 
 def test_a_word_counts_if_one_kind_of_answer_has_it_five_times_as_often():
@@ -2094,8 +2105,9 @@ def test_a_word_counts_if_one_kind_of_answer_has_it_five_times_as_often():
     # 15 weak answers have "known", 60 plain ones: four times as many; "rarely" has six times
     weak = [f"like {i}" + " known" * (i < 15) + " rarely" * (i < 10) for i in range(60)]
     concept = w2s.Concept(NUMBERS, weak, plain)
-    assert set(concept.weight) == {"like", "including", "rarely"}
-    assert concept.score("q", "like known known rivers") == concept.weight["like"] / 3
+    marks = {"like", "including", "rarely"}
+    assert set(concept.weight) == marks | {f"early {mark}" for mark in marks}
+    assert concept.score("q", "like known known rivers") == concept.weight["like"] / 2
 
 
 def test_where_weak_answers_are_like_plain_ones_every_answer_has_the_concept(client, capsys):

@@ -963,9 +963,9 @@ class Concept:
     whose small weights together would outweigh the few marks of the concept. Half an answer is
     added to each count, so that no log is infinite. An answer's score is the mean weight of its
     marks and of two more of weight 0, as one mark alone proves little; it has the concept if its
-    score is nearer to the weak answers' mean than to the plain answers'. visible: whether the share
-    of weak answers that have it is at least 0.5 above that of plain ones; if not, `has` is always
-    true.
+    score is above a threshold, 0.7 of the way from the plain answers' mean to the weak answers'.
+    visible: whether the share of weak answers that have it is at least 0.5 above that of plain
+    ones; if not, `has` is always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -981,16 +981,19 @@ class Concept:
                 self.weight[mark] = weight
         both = weak_answers, plain_answers
         scores = np.array([list(map(self.score, questions, answers)) for answers in both])  # (2, n)
-        self.threshold = scores.mean(1).mean()
+        weak_mean, plain_mean = scores.mean(1)
+        self.threshold = 0.7 * weak_mean + 0.3 * plain_mean
         weak_share, plain_share = (scores > self.threshold).mean(1)
         self.visible = weak_share - plain_share >= 0.5
 
     def marks(self, question, answer):
-        """The words (case kept) and punctuation of an answer, except the question's words."""
+        """The words (case kept) and punctuation of an answer, except the question's words. The
+        first 20 are also marks of their own, "early ...": a manner of answering shows early."""
         asked = words(question_text(question))
         text = unicodedata.normalize("NFC", answer.removesuffix(CUT))
         found = re.findall(rf"{WORD}|[^\w\s]+", text)
-        return {word for word in found if word.lower() not in asked}
+        found = [mark for mark in found if mark.lower() not in asked]
+        return {*found, *(f"early {mark}" for mark in found[:20])}
 
     def score(self, question, answer):
         """The mean weight of an answer's marks, and of two more of weight 0."""
