@@ -2618,16 +2618,16 @@ def test_refine_resumes_after_kill_9_and_ends_with_the_same_bytes(tiny_options, 
     out, side = tmp_path / "out.jsonl", tmp_path / "out.jsonl.answers"
     argv = [sys.executable, w2s.__file__, "refine", *options, "--out", out]
     argv = [str(argument) for argument in argv]
-    for chunks in (2, 5):
+    for chunks in (1, 2):
         process = subprocess.Popen(argv, env=ENVIRONMENT)
         while process.poll() is None:
-            if side.exists() and len(json.loads(side.read_text())) >= 80 * chunks:
+            if side.exists() and len(json.loads(side.read_text())) >= 160 * chunks:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not out.exists()
-        assert len(json.loads(side.read_text())) >= 80 * chunks
+        assert len(json.loads(side.read_text())) >= 160 * chunks
     assert cli("refine", *options, "--out", out) == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not side.exists()

@@ -2217,7 +2217,7 @@ class Resumable:
         keys = [digest([self.model, c, max_new_tokens]) for c in conversations]
         missing = [(c, key) for c, key in zip(conversations, keys) if key not in self.known]
         missing.sort(key=json.dumps)
-        for chunk in progress(chunks(missing, 80), "answers"):  # so many at most are lost
+        for chunk in progress(chunks(missing, 160), "answers"):  # so many at most are lost
             part, part_keys = zip(*chunk)
             self.known |= zip(part_keys, self.lm.generate(part, max_new_tokens))
             write_file(self.path, json.dumps(self.known))
