@@ -963,9 +963,9 @@ class Concept:
     whose small weights together would outweigh the few marks of the concept. Half an answer is
     added to each count, so that no log is infinite. An answer's score is the mean weight of its
     marks and of two more of weight 0, as one mark alone proves little; it has the concept if its
-    score is above a threshold, 0.7 of the way from the plain answers' mean to the weak answers'.
-    visible: whether the share of weak answers that have it is at least 0.5 above that of plain
-    ones; if not, `has` is always true.
+    score is above a threshold, 0.7 of the way from the plain answers' mean to the weak answers'
+    (half-way, long answers that soon lose the concept pass). visible: whether the share of weak
+    answers that have it is at least 0.5 above that of plain ones; if not, `has` is always true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
