@@ -1058,7 +1058,7 @@ SCORE = [0, 0.2, 0.4, 0.6, 0.8, 1]  # the ticks of a score
 
 
 def figures(result):
-    """The panels of a task: its methods, the ladder of supervisors."""
+    """The panels of a task: its methods and, if it has more supervisors, their ladder."""
     methods = result["supervisors"][DEFAULT]
     panels = [methods_panel(methods)]
     if len(result["supervisors"]) > 1:

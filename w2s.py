@@ -956,16 +956,17 @@ def repeats_itself(answer):
 class Concept:
     """What tells the weak answers from the plain ones: log-ratios of words, as in naive Bayes.
 
-    weight: {mark: log(share of weak answers that have it / share of plain answers that do)}. Marks
-    are words and punctuation. Only those in at least max(4, questions / 5) of the weak and plain
+    weight: {mark: log(share of weak answers that have it / share of plain answers that do)}, marks
+    being what `marks` returns. Only those in at least max(4, questions / 5) of the weak and plain
     answers together count, as rare words are content, not concept. And only those five times as
     frequent in one kind as in the other: a refined answer has many of the strong model's own words,
     whose small weights together would outweigh the few marks of the concept. Half an answer is
     added to each count, so that no log is infinite. An answer's score is the mean weight of its
     marks and of two more of weight 0, as one mark alone proves little; it has the concept if its
     score is above a threshold, 0.7 of the way from the plain answers' mean to the weak answers'
-    (half-way, long answers that soon lose the concept pass). visible: whether the share of weak
-    answers that have it is at least 0.5 above that of plain ones; if not, `has` is always true.
+    (half-way would admit long answers that soon lose the concept). visible: whether the share of
+    weak answers that have it is at least 0.5 above that of plain ones; if not, `has` is always
+    true.
     """
 
     def __init__(self, questions, weak_answers, plain_answers):
@@ -987,8 +988,8 @@ class Concept:
         self.visible = weak_share - plain_share >= 0.5
 
     def marks(self, question, answer):
-        """The words (case kept) and punctuation of an answer, except the question's words. The
-        first 20 are also marks of their own, "early ...": a manner of answering shows early."""
+        """The words (case kept) and punctuation of an answer, except the question's words; and
+        "early" with each of the first 20, as a manner of answering shows early."""
         asked = words(question_text(question))
         text = unicodedata.normalize("NFC", answer.removesuffix(CUT))
         found = re.findall(rf"{WORD}|[^\w\s]+", text)
